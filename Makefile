@@ -1,0 +1,34 @@
+.PHONY: help setup demo test test-vm check bench lock clean
+
+help:  ## what the targets do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## virtual environment in .venv and the system packages of the default driver
+	@scripts/setup
+
+demo: setup  ## deploy the sample echo agent on a fresh platform and talk to it
+	@.venv/bin/python scripts/demo.py
+
+test:  ## every test; ARGS passes options to pytest
+	@scripts/setup docker-registry skopeo runc
+	@.venv/bin/python -m pytest $(ARGS)
+
+test-vm: setup  ## the oci driver on hosts with only control groups v1 and only v2, in virtual machines
+	@.venv/bin/python tests/vm/run.py --install v1
+	@.venv/bin/python tests/vm/run.py --install v2
+
+check: setup  ## lint, types, import rules
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache
+
+bench: setup  ## every benchmark, with its reference beside it
+	@for file in benchmarks/[a-z]*.py; do .venv/bin/python "$$file" $(ARGS) || exit 1; done
+
+lock: setup  ## resolve the dependencies again; the lock names no index
+	@.venv/bin/uv pip compile pyproject.toml agent/pyproject.toml --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-emit-package cupola-agent --upgrade -q -o requirements.lock
+
+clean:
+	@rm -rf .venv .cache

@@ -1,0 +1,55 @@
+"""What the platform tells the container by environment variables (contract section 2)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+DEFAULT_PORT = 8088
+DEFAULT_GRACE_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Platform settings. Texts are "" when not set.
+
+    `hosted` is true inside a platform. `session_id` is the session of this sandbox; every request then
+    belongs to it unless it names another.
+    """
+
+    hosted: bool = False
+    agent_name: str = ""
+    agent_version: str = ""
+    session_id: str = ""
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> "Environment":
+        return cls(
+            hosted=bool(variables.get("FOUNDRY_HOSTING_ENVIRONMENT")),
+            agent_name=variables.get("FOUNDRY_AGENT_NAME", ""),
+            agent_version=variables.get("FOUNDRY_AGENT_VERSION", ""),
+            session_id=variables.get("FOUNDRY_AGENT_SESSION_ID", ""),
+        )
+
+
+def read_port(variables: Mapping[str, str]) -> int:
+    """The port to listen on: `PORT`, or 8088. Raises ValueError unless it is 1-65535."""
+    return checked_port(variables.get("PORT") or DEFAULT_PORT, "PORT")
+
+
+def checked_port(value: str | int, name: str) -> int:
+    try:
+        port = int(value)
+    except ValueError:
+        port = 0
+    if not 1 <= port <= 65535:
+        raise ValueError(f"{name} must be an integer from 1 to 65535, not {value!r}")
+    return port
+
+
+def read_grace_seconds(variables: Mapping[str, str]) -> int:
+    """Seconds that requests in flight have to end after SIGTERM (contract section 1.4); never negative."""
+    name = "AGENTSERVER_GRACEFUL_SHUTDOWN_TIMEOUT_SECONDS"
+    value = variables.get(name) or DEFAULT_GRACE_SECONDS
+    try:
+        return max(0, int(value))
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number of seconds, not {value!r}") from None

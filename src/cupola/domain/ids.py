@@ -1,0 +1,32 @@
+"""Identifiers that the platform makes. None of them holds `:` or `/`, which clients treat differently in paths."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import uuid
+
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+AGENT_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+SESSION_ID = re.compile(r"[A-Za-z0-9_-]{8,128}")
+
+
+def random_text(length: int) -> str:
+    """Lower-case letters and digits, each unpredictable: 5.17 bits a character."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def new_session_id() -> str:
+    """A session id: 134 bits, within the documented form `[A-Za-z0-9_-]{8,128}`."""
+    return f"sess_{random_text(26)}"
+
+
+def new_guid() -> str:
+    """A random UUID in its usual form."""
+    return str(uuid.uuid4())
+
+
+def new_request_id() -> str:
+    """32 hexadecimal digits, as the container library makes them."""
+    return uuid.uuid4().hex

@@ -1,0 +1,288 @@
+"""Requests to agents: find the agent, version and session, wake the sandbox, move the bytes.
+
+A body of the Responses protocol is read whole because routing depends on it; it is handed on byte for byte. The body of an
+invocation is streamed through. Answers are streamed in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from urllib.parse import parse_qs
+
+import msgspec
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from cupola.domain.errors import CupolaError, not_found
+from cupola.domain.session import Session, check_session_id
+from cupola.domain.version import Version
+from cupola.gateway import headers
+from cupola.sandbox.http import AgentConnectionError, Response
+from cupola.sessions.launcher import RunningAgent
+from cupola.sessions.manager import SessionManager
+from cupola.storage import agents
+from cupola.storage.database import Database
+
+DRAIN_LIMIT = 256 * 1024 * 1024
+"""Bytes of a too large body that are read and dropped, so that the caller gets to see the refusal."""
+
+
+class ClientDisconnected(Exception):
+    """The caller left before its request was complete; nobody is there to answer."""
+
+
+class _AgentReference(msgspec.Struct):
+    name: str
+    type: str = ""
+    version: str | int | None = None
+
+
+class _ResponsesBody(msgspec.Struct):
+    agent: _AgentReference | None = None
+    agent_reference: _AgentReference | None = None
+    agent_session_id: str | None = None
+    model: str | None = None
+
+
+_decode_body = msgspec.json.Decoder(_ResponsesBody).decode
+
+
+@dataclass(frozen=True)
+class _Target:
+    agent: str
+    number: int | None
+    session_id: str | None
+
+
+class Gateway:
+    """The data-plane routes of a project."""
+
+    def __init__(self, database: Database, manager: SessionManager, max_body: int) -> None:
+        self._database = database
+        self._manager = manager
+        self._max_body = max_body
+
+    def routes(self) -> list[Route]:
+        """Paths are relative to the project."""
+        agent = "/agents/{name}/endpoint/protocols"
+        responses = (
+            "/openai/responses",
+            "/openai/v1/responses",
+            f"{agent}/openai/responses",
+            f"{agent}/openai/v1/responses",
+        )
+        return [
+            *(Route(path, _Endpoint(self.responses), methods=["POST"]) for path in responses),
+            Route(f"{agent}/invocations", _Endpoint(self.invocations), methods=["POST"]),
+        ]
+
+    async def responses(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST …/responses."""
+        body = await self._read_body(receive)
+        target = _responses_target(body, scope["path_params"].get("name"))
+        session, version = await self._session(scope, target, "responses")
+        query = scope["query_string"]
+        path = b"/responses" + (b"?" + query if query else b"")
+        await _while_connected(receive, None, self._forward(scope, send, session, version, path, body))
+
+    async def invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST …/protocols/invocations: any body of any type."""
+        self._check_length(scope)
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        given = query.get("agent_session_id")
+        target = _Target(scope["path_params"]["name"], None, check_session_id(given[0]) if given else None)
+        session, version = await self._session(scope, target, "invocations")
+        read = asyncio.Event()
+        body = self._stream_body(receive, read)
+        path = b"/invocations?agent_session_id=" + session.id.encode()
+        await _while_connected(receive, read, self._forward(scope, send, session, version, path, body))
+
+    async def _session(self, scope: Scope, target: _Target, protocol: str) -> tuple[Session, Version]:
+        project = scope["path_params"]["project"]
+        agent = await self._database.read(lambda connection: agents.require_agent(connection, project, target.agent))
+        session, version = await self._manager.resolve(agent, target.session_id, target.number, scope["cupola.caller"])
+        scope["cupola.session_id"] = session.id
+        if not version.definition.speaks(protocol):
+            spoken = ", ".join(entry.protocol for entry in version.definition.protocols)
+            raise CupolaError(
+                "ProtocolVersionNotSupported",
+                f"Version {version.name} does not declare the protocol {protocol}, only {spoken}; add it to "
+                "protocol_versions in a new version.",
+            )
+        return session, version
+
+    async def _forward(
+        self,
+        scope: Scope,
+        send: Send,
+        session: Session,
+        version: Version,
+        path: bytes,
+        body: bytes | AsyncIterator[bytes],
+    ) -> None:
+        sent = headers.to_agent(scope["headers"], scope["cupola.request_id"].encode())
+        async with self._manager.running(session, version) as agent:
+            try:
+                response = await agent.client.request(b"POST", path, sent, body)
+            except AgentConnectionError as error:
+                raise _agent_broke(agent, error) from error
+            async with response:
+                await _pass_on(response, send, session.id)
+
+    def _check_length(self, scope: Scope) -> None:
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if length.isdigit() and int(length) > self._max_body:
+            raise self._too_large()
+
+    async def _read_body(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in _received(receive):
+            size += len(part)
+            if size <= self._max_body:
+                parts.append(part)
+            elif size > DRAIN_LIMIT:
+                break
+        if size > self._max_body:
+            raise self._too_large()
+        return b"".join(parts)
+
+    async def _stream_body(self, receive: Receive, read: asyncio.Event) -> AsyncIterator[bytes]:
+        size = 0
+        try:
+            async for part in _received(receive):
+                size += len(part)
+                if size > self._max_body:
+                    raise self._too_large()
+                yield part
+        finally:
+            # Also when an agent has answered before it read everything: from now on somebody else watches for the caller.
+            read.set()
+
+    def _too_large(self) -> CupolaError:
+        return CupolaError(
+            "payload_too_large",
+            f"The body is larger than {self._max_body} bytes, the setting max_request_body of this server.",
+            status=413,
+        )
+
+
+class _Endpoint:
+    """Lets a route call a method as an ASGI application."""
+
+    def __init__(self, application: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._application(scope, receive, send)
+        except ClientDisconnected:
+            # Nobody is left to answer; what the request held has been given back on the way here.
+            return
+
+
+async def _received(receive: Receive) -> AsyncIterator[bytes]:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        yield message.get("body", b"")
+        if not message.get("more_body", False):
+            return
+
+
+async def _while_connected(
+    receive: Receive, body_read: asyncio.Event | None, work: Coroutine[None, None, None]
+) -> None:
+    """Do the work, and give it up when the caller leaves; `body_read` is set once nobody else calls `receive`."""
+
+    async def watch() -> None:
+        if body_read is not None:
+            await body_read.wait()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnected
+        working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+def _responses_target(body: bytes, name_in_path: str | None) -> _Target:
+    try:
+        parsed = _decode_body(body)
+    except msgspec.ValidationError as error:
+        raise CupolaError("invalid_request_error", f"The body is not as expected: {error}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CupolaError("invalid_request_error", f"The body is not JSON: {error}.") from error
+    reference = parsed.agent_reference or parsed.agent
+    key = "agent_reference" if parsed.agent_reference else "agent"
+    if reference is not None and reference.type != "agent_reference":
+        raise CupolaError("invalid_request_error", f'{key}.type: expected "agent_reference".', param=f"{key}.type")
+    name = name_in_path or (reference.name if reference else None)
+    if name is None:
+        raise CupolaError(
+            "invalid_request_error",
+            'The body names no agent; add "agent_reference": {"type": "agent_reference", "name": "<agent>"}, or use the '
+            "agent's own endpoint.",
+            param="agent_reference",
+        )
+    if reference is not None and reference.name != name:
+        raise CupolaError(
+            "invalid_request_error", f"{key}.name: the path is of agent {name[:63]}.", param=f"{key}.name"
+        )
+    session_id = None if parsed.agent_session_id is None else check_session_id(parsed.agent_session_id)
+    return _Target(name, _number(reference, key), session_id)
+
+
+def _number(reference: _AgentReference | None, key: str) -> int | None:
+    if reference is None or reference.version in (None, "", "latest", "@latest"):
+        return None
+    text = str(reference.version)
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise not_found(f"Version {text[:16]} of agent {reference.name[:63]}")
+    return int(text)
+
+
+async def _pass_on(response: Response, send: Send, session_id: str) -> None:
+    await send(
+        {
+            "type": "http.response.start",
+            "status": response.status,
+            "headers": headers.to_caller(response.headers, session_id),
+        }
+    )
+    content_type = response.header(b"content-type") or b""
+    try:
+        async for chunk in response.chunks():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except AgentConnectionError as error:
+        if not content_type.startswith(b"text/event-stream"):
+            raise
+        # An official client takes the end of a stream for success unless an event says otherwise.
+        event = {
+            "type": "error",
+            "code": "agent_stopped",
+            "message": f"The agent stopped before its answer was complete: {error}.",
+            "param": None,
+        }
+        frame = f"event: error\ndata: {json.dumps(event)}\n\n".encode()
+        await send({"type": "http.response.body", "body": b"\n\n" + frame, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _agent_broke(agent: RunningAgent, error: AgentConnectionError) -> CupolaError:
+    ended = agent.sandbox.exited
+    what = f"The container {ended.result()}." if ended.done() else f"{str(error)[:1].upper()}{str(error)[1:]}."
+    return CupolaError(
+        "agent_connection_lost", f"The agent did not answer the request. {what}", status=502, may_retry=False
+    )

@@ -1,0 +1,168 @@
+"""The driver contract: what makes sandboxes, and what a sandbox is.
+
+A driver derives everything it makes (cgroup, mount, directory, runtime state) from the installation's name and the
+sandbox's. So a crash at any point needs no journal: `names` finds whatever is there, whole or half made, and `stop`
+removes it. `tests/system/test_driver_contract.py` holds every driver to this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Stream = Literal["stdout", "stderr"]
+Output = Callable[[Stream, bytes], None]
+"""Takes what the sandbox prints, from its first byte on, in the order of each stream."""
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class SandboxSpec:
+    """What to run and within which bounds.
+
+    `name` is unique, made of lower-case letters, digits and hyphens, at most 63. `layers` are directories, lowest
+    first. `user` is as in an image's config: empty, a name or number, with an optional group after a colon.
+    `home` is a durable host directory that becomes the sandbox's `$HOME`; `files` becomes `/files`. `cpu` is in
+    cores, `memory` in bytes.
+    """
+
+    name: str
+    layers: tuple[Path, ...]
+    arguments: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    working_directory: str
+    user: str
+    home: Path
+    files: Path
+    cpu: float
+    memory: int
+    port: int = 8088
+    hostname: str = "agent"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a sandbox ended. `code` is the exit status, or the negative number of the signal that killed it."""
+
+    code: int
+    out_of_memory: bool = False
+
+    def __str__(self) -> str:
+        if self.out_of_memory:
+            return "was killed because it used more memory than its limit"
+        if self.code < 0:
+            return f"was killed by signal {-self.code}"
+        return f"exited with code {self.code}"
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What a driver promises to keep apart. Tests fail when a driver gives less than it declares."""
+
+    filesystem: bool
+    processes: bool
+    network: bool
+    resource_limits: bool
+
+
+class SandboxError(Exception):
+    """A sandbox could not be made; the message says why, in words for the owner of the agent."""
+
+
+@dataclass
+class Sandbox:
+    """A started sandbox. `exited` is set once its first process has ended."""
+
+    name: str
+    exited: asyncio.Future[Exit] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def open_socket(self) -> socket.socket:
+        """A new non-blocking TCP socket that reaches the sandbox's own loopback once connected. Never blocks for long.
+
+        Raises ConnectionRefusedError when the sandbox has ended.
+        """
+        raise NotImplementedError
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where to connect a socket of `open_socket` to reach the agent's port."""
+        raise NotImplementedError
+
+    def listening_ports(self) -> tuple[int, ...]:
+        """The TCP ports something listens on inside: for telling why an agent never became ready."""
+        return ()
+
+
+async def unbroken(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work` to its end, even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
+
+
+class Driver(ABC):
+    """Makes and removes sandboxes. All methods are safe to call at once for different names."""
+
+    isolation: Isolation
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Check that sandboxes can be made here and get ready. Raises SandboxError that says what is missing."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give up what `open` took. Sandboxes must have been stopped before."""
+
+    async def start(self, spec: SandboxSpec, output: Output) -> Sandbox:
+        """Make the sandbox and start its process; returns once the process exists, not when it is ready.
+
+        Raises SandboxError. On an error or cancellation nothing is left behind.
+        """
+        making = asyncio.ensure_future(self.make(spec, output))
+        try:
+            return await asyncio.shield(making)
+        except BaseException:
+            # What is cut off in the middle leaves things that nobody knows of, so it is waited for and then undone.
+            await unbroken(self._undo(making, spec.name))
+            raise
+
+    async def _undo(self, making: asyncio.Future[Sandbox], name: str) -> None:
+        await asyncio.gather(making, return_exceptions=True)
+        await self.remove(name, 0)
+
+    async def stop(self, name: str, grace: float) -> None:
+        """End the sandbox and remove all that belongs to it, except its durable directories.
+
+        SIGTERM first, SIGKILL after `grace` seconds; 0 kills at once. A name that is unknown, half made or already
+        stopped is fine: the contract is that afterwards nothing of it exists, even when the caller is cancelled.
+        """
+        await unbroken(self.remove(name, grace))
+
+    @abstractmethod
+    async def make(self, spec: SandboxSpec, output: Output) -> Sandbox:
+        """What `start` does; never cancelled, and followed by `remove` when it raises."""
+
+    @abstractmethod
+    async def remove(self, name: str, grace: float) -> None:
+        """What `stop` does; never cancelled."""
+
+    @abstractmethod
+    def hurry(self) -> None:
+        """Let stops that are under way, and all later ones, kill at once."""
+
+    @abstractmethod
+    async def names(self) -> frozenset[str]:
+        """The names of all sandboxes of this installation that exist or half exist, of this process or a dead one."""

@@ -1,0 +1,189 @@
+"""Control groups of both versions: find them, count kills for lack of memory, kill what is inside, remove.
+
+The OCI runtime creates a sandbox's group and writes its limits; this module only looks and cleans up. All groups
+of one installation lie below `/{parent}`, in every hierarchy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Hierarchies:
+    """Where the control groups of this host are mounted.
+
+    `unified` is set on a pure version 2 host; else `controllers` maps the name of each version 1 controller to its
+    mount point. `hybrid` is the version 2 mount beside version 1 ones, if there is one. `hidden` is where such a
+    mount is hidden under an ordinary file system: a runtime makes its directories there all the same.
+    """
+
+    unified: Path | None
+    controllers: dict[str, Path]
+    hybrid: Path | None
+    hidden: Path | None = None
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Every directory below which a sandbox may have a group."""
+        if self.unified is not None:
+            return (self.unified,)
+        mounts = dict.fromkeys(self.controllers.values())
+        return (*mounts, *([self.hybrid] if self.hybrid is not None else []))
+
+
+def find_hierarchies(mountinfo: str | None = None) -> Hierarchies:
+    """Read the mounts of this process (`/proc/self/mountinfo`, or the text given)."""
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    controllers: dict[str, Path] = {}
+    version_2: list[Path] = []
+    topmost: dict[Path, str] = {}
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        mount_point, kind = Path(before.split()[4]), after.split()[0]
+        topmost[mount_point] = kind
+        if kind == "cgroup2":
+            version_2.append(mount_point)
+        elif kind == "cgroup":
+            for option in after.split()[2].split(","):
+                if option not in {"rw", "ro", "xattr", "clone_children"} and not option.startswith("release_agent"):
+                    controllers[option] = mount_point
+    found = version_2[0] if version_2 else None
+    if not controllers:
+        return Hierarchies(found, {}, None)
+    if found is not None and topmost[found] != "cgroup2":
+        return Hierarchies(None, controllers, None, hidden=found)
+    return Hierarchies(None, controllers, found)
+
+
+def needs_hybrid_hidden(hierarchies: Hierarchies) -> bool:
+    """Whether the host's version 2 mount holds controllers beside version 1 ones: crun refuses to work then."""
+    if hierarchies.hybrid is None:
+        return False
+    return bool(_read(hierarchies.hybrid / "cgroup.controllers").split())
+
+
+class ControlGroups:
+    """The groups of one installation's sandboxes."""
+
+    def __init__(self, parent: str, hierarchies: Hierarchies) -> None:
+        self.parent = parent
+        self._roots = hierarchies.roots
+        self._hidden = hierarchies.hidden
+        self._memory = hierarchies.unified or hierarchies.controllers.get("memory")
+        self._unified = hierarchies.unified is not None
+
+    def path(self, name: str) -> str:
+        """The group of a sandbox as an OCI runtime wants it: `linux.cgroupsPath`."""
+        return f"/{self.parent}/{name}"
+
+    def names(self) -> frozenset[str]:
+        """The sandboxes that have a group in any hierarchy."""
+        found: set[str] = set()
+        for root in self._roots:
+            with contextlib.suppress(FileNotFoundError):
+                found.update(entry.name for entry in os.scandir(root / self.parent) if entry.is_dir())
+        return frozenset(found)
+
+    def out_of_memory_kills(self, name: str) -> int:
+        """How many processes of the sandbox the kernel has killed because the memory limit was reached."""
+        if self._memory is None:
+            return 0
+        events = "memory.events" if self._unified else "memory.oom_control"
+        for line in _read(self._memory / self.parent / name / events).splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill":
+                return int(value)
+        return 0
+
+    def remove(self, name: str, deadline: float = 10.0) -> None:
+        """Kill every process of the sandbox and remove its groups; returns when they are gone.
+
+        Raises TimeoutError after `deadline` seconds. Blocks: call it in a thread.
+        """
+        self._remove_groups([root / self.parent / name for root in self._roots], deadline)
+        if self._hidden is not None:
+            shutil.rmtree(self._hidden / self.parent / name, ignore_errors=True)
+
+    def remove_parent(self) -> None:
+        """Remove the installation's own, now empty, groups."""
+        for root in self._roots:
+            directory = root / self.parent
+            while directory != root:
+                try:
+                    directory.rmdir()
+                except OSError:
+                    break
+                directory = directory.parent
+        if self._hidden is not None:
+            shutil.rmtree(self._hidden / self.parent, ignore_errors=True)
+
+    def _remove_groups(self, groups: list[Path], deadline: float) -> None:
+        end = time.monotonic() + deadline
+        pause = 0.001
+        while True:
+            left = [group for group in groups if group.exists()]
+            for group in left:
+                _kill_all(group)
+            gone = [_remove_tree(group) for group in left]
+            if all(gone):
+                return
+            if time.monotonic() > end:
+                raise TimeoutError(f"the processes in {left[0]} do not die")
+            # A killed process leaves its group only once the kernel has torn it down; nothing tells when.
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+
+
+def _read(path: Path) -> str:
+    """A file of a group; nothing when the group is gone, or goes while the file is read (ENODEV)."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return ""
+        raise
+
+
+def _write(path: Path, text: str) -> None:
+    """To a file of a group; no error when the group is gone or goes meanwhile: the runtime removes it too."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+
+
+def _kill_all(group: Path) -> None:
+    at_once = group / "cgroup.kill"
+    if at_once.exists():
+        _write(at_once, "1")
+        return
+    for directory, _, _ in os.walk(group):
+        for pid in _read(Path(directory) / "cgroup.procs").split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+    thaw = group / "freezer.state"
+    if thaw.exists():
+        _write(thaw, "THAWED")
+
+
+def _remove_tree(group: Path) -> bool:
+    """Remove a group and those below it; whether it is gone."""
+    for directory, _, _ in os.walk(group, topdown=False):
+        try:
+            Path(directory).rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True

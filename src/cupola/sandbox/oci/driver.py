@@ -1,0 +1,353 @@
+"""The `oci` driver: an OCI runtime (crun, else runc) on an overlay of shared layers; no daemon.
+
+A sandbox called N consists of the control group `/cupola-{installation}/N`, the runtime's state `{run}/state/N`, the bundle
+`{run}/bundles/N` and the writable layer `{data}/N`. The root is mounted in the server's own mount namespace and detached as
+soon as the sandbox has its copy, so the mount lives exactly as long as the sandbox does, whatever happens to the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, Stream
+from cupola.sandbox.oci import linux, process
+from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
+from cupola.sandbox.oci.runtime_config import resolve_user, runtime_config
+
+LOCK_NAME = "lock"
+RUNTIME_CACHE = ".cache"
+READ_SIZE = 64 * 1024
+START_DEADLINE = 30.0
+"""Seconds an OCI runtime may take to create a container before it is given up."""
+
+
+def enter_private_mount_namespace() -> None:
+    """Give this process mounts of its own. Call it before the process has threads.
+
+    Mounts that the platform makes are then invisible outside and vanish with it. On a host with both versions of
+    control groups, the version 2 mount is hidden from crun, which refuses to work when it holds controllers.
+    """
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
+    hierarchies = find_hierarchies()
+    if hierarchies.hybrid is not None and needs_hybrid_hidden(hierarchies):
+        linux.mount("none", str(hierarchies.hybrid), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m")
+
+
+def sweep_dead_installations(run_root: Path) -> None:
+    """Remove the sandboxes of installations whose server is dead: nobody holds the lock in their run directory.
+
+    Blocks. `run_root` holds one run directory for each installation of this machine.
+    """
+    if not run_root.exists():
+        return
+    hierarchies = find_hierarchies()
+    for entry in sorted(run_root.iterdir()):
+        lock = entry / LOCK_NAME
+        if not lock.exists():
+            continue
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            groups = ControlGroups(f"cupola-{entry.name}", hierarchies)
+            for name in groups.names():
+                groups.remove(name)
+            groups.remove_parent()
+            shutil.rmtree(entry)
+
+
+class OciSandbox(Sandbox):
+    """A running container: its first process is a child of ours, so the process id cannot be reused under us."""
+
+    def __init__(self, name: str, pid: int, network: int | None, port: int, sockets: ThreadPoolExecutor) -> None:
+        super().__init__(name)
+        self.pid = pid
+        self._network = network
+        self._port = port
+        self._sockets = sockets
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return ("127.0.0.1", self._port)
+
+    def open_socket(self) -> socket.socket:
+        return self._sockets.submit(self._open_socket).result()
+
+    def _open_socket(self) -> socket.socket:
+        if self._network is None:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "the sandbox has ended")
+        # Only this thread changes its namespace, and it enters the right one each time, so nothing has to be restored.
+        linux.setns(self._network, linux.CLONE_NEWNET)
+        opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return opened
+
+    def listening_ports(self) -> tuple[int, ...]:
+        return process.listening_ports(self.pid)
+
+    def close(self) -> None:
+        if self._network is not None:
+            os.close(self._network)
+            self._network = None
+
+
+class OciDriver(Driver):
+    """Sandboxes by an OCI runtime.
+
+    `installation` names this platform's data (letters and digits); `run` is a directory on a file system that is
+    empty after a boot; `data` is on a disk with room for writable layers; `runtime` is the program, else the first
+    of crun and runc on the PATH.
+    """
+
+    isolation = Isolation(filesystem=True, processes=True, network=True, resource_limits=True)
+
+    def __init__(self, installation: str, run: Path, data: Path, runtime: str | None = None) -> None:
+        self._run = run
+        self._bundles = run / "bundles"
+        self._state = run / "state"
+        self._data = data
+        self._installation = installation
+        self._requested_runtime = runtime
+        self._sandboxes: dict[str, OciSandbox] = {}
+        self._outputs: dict[str, tuple[_OutputPipe, ...]] = {}
+        self._sockets = ThreadPoolExecutor(1, "netns-sockets")
+        self._work = ThreadPoolExecutor(4, "oci-driver")
+        self._children: set[int] = set()
+        self._removals: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._hurry: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        if os.geteuid() != 0:
+            raise SandboxError("the oci driver makes mounts, namespaces and control groups: run `cupola up` as root")
+        found = self._requested_runtime or shutil.which("crun") or shutil.which("runc")
+        program = shutil.which(found) if found else None
+        if program is None:
+            wanted = self._requested_runtime or "crun or runc"
+            raise SandboxError(f"no OCI runtime: {wanted} is not on the PATH (on Debian and Ubuntu: apt install crun)")
+        self._program = program
+        hierarchies = find_hierarchies()
+        if not hierarchies.roots:
+            raise SandboxError("no control groups are mounted at /sys/fs/cgroup: limits could not be enforced")
+        self._groups = ControlGroups(f"cupola-{self._installation}", hierarchies)
+        for directory in (self._bundles, self._state, self._data):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        linux.become_subreaper()
+        await asyncio.get_running_loop().run_in_executor(self._work, process.kill_by_argument, str(self._state))
+
+    async def close(self) -> None:
+        self._work.shutdown()
+        self._sockets.shutdown()
+        self._groups.remove_parent()
+        # Newer runtimes keep a cache among their states.
+        shutil.rmtree(self._state / RUNTIME_CACHE, ignore_errors=True)
+
+    async def make(self, spec: SandboxSpec, output: Output) -> Sandbox:
+        loop = asyncio.get_running_loop()
+        pipes = (_OutputPipe("stdout", output), _OutputPipe("stderr", output))
+        self._outputs[spec.name] = pipes
+        bundle = self._bundles / spec.name
+        root = bundle / "root"
+        try:
+            await loop.run_in_executor(self._work, self._prepare, spec, bundle, root)
+        except OSError as error:
+            raise SandboxError(f"its directories could not be made: {error}") from error
+        pid_file = bundle / "pid"
+        report = os.memfd_create("runtime-log")
+        null = os.open(os.devnull, os.O_RDONLY)
+        try:
+            arguments = [
+                self._program, "--root", str(self._state), "--log", f"/proc/{os.getpid()}/fd/{report}",
+                *self._manager_option(), "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), spec.name,
+            ]  # fmt: skip
+            runtime = self._spawn(arguments, stdin=null, stdout=pipes[0].write_end, stderr=pipes[1].write_end)
+            for pipe in pipes:
+                pipe.start()
+            code = await self._runtime_exit(runtime)
+            if code != 0:
+                raise SandboxError(_runtime_message(os.pread(report, READ_SIZE, 0), self._program, code))
+        finally:
+            os.close(null)
+            os.close(report)
+        pid = int(pid_file.read_text())
+        sandbox = OciSandbox(spec.name, pid, _network_namespace(pid), spec.port, self._sockets)
+        self._sandboxes[spec.name] = sandbox
+        self._children.add(pid)
+        process.watch_exit(pid).add_done_callback(lambda ended: self._on_exit(sandbox, ended.result()))
+        await loop.run_in_executor(self._work, linux.unmount, str(root))
+        return sandbox
+
+    def _spawn(self, arguments: list[str], *, stdin: int, stdout: int, stderr: int) -> int:
+        pid = process.spawn(arguments, stdin=stdin, stdout=stdout, stderr=stderr)
+        self._children.add(pid)
+        return pid
+
+    async def _runtime_exit(self, pid: int) -> int:
+        ended = process.watch_exit(pid)
+        await asyncio.wait([ended], timeout=START_DEADLINE)
+        if not ended.done():
+            os.kill(pid, signal.SIGKILL)
+        code = await ended
+        self._children.discard(pid)
+        process.reap_adopted(Path(self._program).name, self._children)
+        return code
+
+    def _manager_option(self) -> list[str]:
+        return ["--cgroup-manager", "cgroupfs"] if Path(self._program).name == "crun" else []
+
+    def _prepare(self, spec: SandboxSpec, bundle: Path, root: Path) -> None:
+        writable = self._data / spec.name
+        root.mkdir(parents=True)
+        (writable / "upper").mkdir(parents=True)
+        (writable / "work").mkdir()
+        user = resolve_user(spec.user, spec.layers)
+        for directory in (spec.home, spec.files):
+            if not directory.exists():
+                directory.mkdir(parents=True, mode=0o700)
+                os.chown(directory, user.uid, user.gid)
+        hosts = bundle / "hosts"
+        hosts.write_text(f"127.0.0.1 localhost {spec.hostname}\n::1 localhost\n")
+        hosts.chmod(0o644)
+        mount_overlay(spec.layers, writable / "upper", writable / "work", root)
+        config = runtime_config(spec, root, hosts, self._groups.path(spec.name), user)
+        (bundle / "config.json").write_text(json.dumps(config))
+
+    def _on_exit(self, sandbox: OciSandbox, code: int) -> None:
+        self._children.discard(sandbox.pid)
+        kills = 0
+        try:
+            kills = self._groups.out_of_memory_kills(sandbox.name)
+        finally:
+            sandbox.exited.set_result(Exit(code, out_of_memory=kills > 0 and code == -signal.SIGKILL))
+
+    async def remove(self, name: str, grace: float) -> None:
+        sandbox = self._sandboxes.get(name)
+        hurry = self._hurry_requested()
+        wanted = sandbox is not None and grace > 0 and not sandbox.exited.done() and not hurry.done()
+        # The first process of a sandbox never dies of a signal it has no handler for: waiting would be in vain.
+        if sandbox is not None and wanted and process.catches(sandbox.pid, signal.SIGTERM):
+            os.kill(sandbox.pid, signal.SIGTERM)
+            either: set[asyncio.Future[Any]] = {sandbox.exited, hurry}
+            await asyncio.wait(either, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        async with self._removals.setdefault(name, asyncio.Lock()):
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._work, self._remove, name)
+            if sandbox is not None:
+                await sandbox.exited
+                if self._sandboxes.pop(name, None) is not None:
+                    sandbox.close()
+            for pipe in self._outputs.pop(name, ()):
+                pipe.finish()
+
+    def hurry(self) -> None:
+        hurry = self._hurry_requested()
+        if not hurry.done():
+            hurry.set_result(None)
+
+    def _hurry_requested(self) -> asyncio.Future[None]:
+        if self._hurry is None:
+            self._hurry = asyncio.get_running_loop().create_future()
+        return self._hurry
+
+    def _remove(self, name: str) -> None:
+        self._groups.remove(name)
+        with contextlib.suppress(OSError):
+            linux.unmount(str(self._bundles / name / "root"))
+        for directory in (self._state / name, self._bundles / name, self._data / name):
+            if directory.exists():
+                shutil.rmtree(directory)
+
+    async def names(self) -> frozenset[str]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._work, self._names)
+
+    def _names(self) -> frozenset[str]:
+        directories = (self._state, self._bundles, self._data)
+        on_disk = {entry.name for directory in directories for entry in os.scandir(directory) if entry.is_dir()}
+        return self._groups.names() | frozenset(on_disk - {RUNTIME_CACHE})
+
+
+class _OutputPipe:
+    """One output stream of a sandbox, read by the event loop until every writer has closed it."""
+
+    def __init__(self, stream: Stream, output: Output) -> None:
+        self._stream = stream
+        self._output = output
+        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # The sandbox must see an ordinary blocking pipe: only the end that we read is non-blocking.
+        os.set_blocking(self.write_end, True)
+        self._open = True
+
+    def start(self) -> None:
+        os.close(self.write_end)
+        self.write_end = -1
+        asyncio.get_running_loop().add_reader(self._read_end, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._read_end, READ_SIZE)
+        except BlockingIOError:
+            return
+        if data:
+            self._output(self._stream, data)
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            asyncio.get_running_loop().remove_reader(self._read_end)
+            os.close(self._read_end)
+
+    def finish(self) -> None:
+        """Take what is still in the pipe, at most its capacity, and close it."""
+        for _ in range(32):
+            if not self._open:
+                break
+            with contextlib.suppress(BlockingIOError):
+                self._read()
+        self._close()
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+
+def _network_namespace(pid: int) -> int | None:
+    """A descriptor of a child's network namespace; None when it has ended already, which leaves it none."""
+    try:
+        return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+
+
+def mount_overlay(layers: tuple[Path, ...], upper: Path, work: Path, target: Path) -> None:
+    # Layers are named by descriptors: a mount takes at most a page of options, and paths may hold `:` or `,`.
+    descriptors = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (*reversed(layers), upper, work)]
+    try:
+        *lower, upper_path, work_path = (f"/proc/self/fd/{descriptor}" for descriptor in descriptors)
+        options = f"lowerdir={':'.join(lower)},upperdir={upper_path},workdir={work_path}"
+        linux.mount("overlay", str(target), "overlay", linux.MS_NODEV | linux.MS_NOSUID, options)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _runtime_message(log: bytes, program: str, code: int) -> str:
+    lines = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
+    text = "; ".join(lines[-3:]) or f"exit code {code} and no message"
+    if "executable file" in text or "no such file or directory" in text.lower():
+        return f"the image's entry point cannot be executed: {text}"
+    return f"{Path(program).name} could not start the container: {text}"

@@ -1,0 +1,152 @@
+"""The OCI runtime configuration (`config.json`, runtime specification 1.0) of a sandbox."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cupola.sandbox.base import MIB, SandboxError, SandboxSpec
+from cupola.sandbox.oci import seccomp
+
+CAPABILITIES = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID",
+    "CAP_SETUID",
+)  # fmt: skip
+"""Docker's default set without what an agent has no use for: raw sockets, device nodes, chroot, file capabilities."""
+
+PIDS_LIMIT = 1024
+OPEN_FILES = 65536
+CPU_PERIOD = 100_000
+"""Microseconds over which the processor share is enforced."""
+
+_MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)  # fmt: skip
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_DEVICES = (
+    # type, major, minor: null, zero, full, random, urandom, tty, pseudo terminals
+    ("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 5, 0), ("c", 5, 2), ("c", 136, None),
+)  # fmt: skip
+
+
+def runtime_config(spec: SandboxSpec, root: Path, hosts: Path, cgroup: str, user: User) -> dict[str, Any]:
+    """The whole configuration. `root` is the mounted root, `hosts` a file that becomes `/etc/hosts`."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_files = OPEN_FILES if most_files == resource.RLIM_INFINITY else min(OPEN_FILES, most_files)
+    capabilities = list(CAPABILITIES)
+    return {
+        "ociVersion": "1.0.2",
+        "root": {"path": str(root), "readonly": False},
+        "hostname": spec.hostname,
+        "process": {
+            "terminal": False,
+            "args": list(spec.arguments),
+            "env": [f"{name}={value}" for name, value in spec.environment],
+            "cwd": spec.working_directory or "/",
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
+            "noNewPrivileges": True,
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files},
+                        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}],
+            # Under memory pressure of the whole host an agent must go before the platform.
+            "oomScoreAdj": 500,
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",  # noqa: S108 - a mount point inside
+             "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
+            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+             "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs",
+             "options": ["nosuid", "noexec", "nodev", "ro"]},
+            _bind(hosts, "/etc/hosts", "ro"),
+            _bind(spec.home, "/home/session", "rw"),
+            _bind(spec.files, "/files", "rw"),
+        ],
+        "linux": {
+            "cgroupsPath": cgroup,
+            "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network", "cgroup")],
+            "resources": {
+                "memory": {"limit": spec.memory, "swap": spec.memory},
+                "cpu": {"quota": max(1000, int(spec.cpu * CPU_PERIOD)), "period": CPU_PERIOD},
+                "pids": {"limit": PIDS_LIMIT},
+                "devices": [
+                    {"allow": False, "access": "rwm"},
+                    *({"allow": True, "type": kind, "major": major, "access": "rwm"}
+                      | ({} if minor is None else {"minor": minor}) for kind, major, minor in _DEVICES),
+                ],
+            },
+            "seccomp": seccomp.profile(),
+            "maskedPaths": list(_MASKED),
+            "readonlyPaths": list(_READ_ONLY),
+        },
+    }  # fmt: skip
+
+
+def _bind(source: Path, destination: str, mode: str) -> dict[str, Any]:
+    return {"destination": destination, "type": "bind", "source": str(source),
+            "options": ["bind", mode, "nosuid", "nodev"]}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class User:
+    """Who the process runs as, looked up in the image's own user database."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+def resolve_user(text: str, layers: tuple[Path, ...]) -> User:
+    """The `User` of an image's configuration: `""`, `name`, `uid`, each with an optional `:group`.
+
+    Raises SandboxError when a name is not in the image's `/etc/passwd` or `/etc/group`.
+    """
+    name, _, group = text.partition(":")
+    users = [line.split(":") for line in _image_file(layers, "passwd") if line.count(":") >= 3]
+    groups = [line.split(":") for line in _image_file(layers, "group") if line.count(":") >= 3]
+    entry = next((row for row in users if name in (row[0], row[2])), None) if name else None
+    if not name:
+        uid, gid = 0, 0
+    elif entry is not None and entry[2].isdecimal() and entry[3].isdecimal():
+        uid, gid = int(entry[2]), int(entry[3])
+    elif name.isdecimal():
+        uid, gid = int(name), 0
+    else:
+        raise SandboxError(f"the image's USER is {name!r}, which its /etc/passwd does not have")
+    if group:
+        gid = _group_id(group, groups)
+    member_of = tuple(
+        int(row[2]) for row in groups if entry is not None and row[2].isdecimal() and entry[0] in row[3].split(",")
+    )
+    return User(uid, gid, member_of)
+
+
+def _group_id(group: str, groups: list[list[str]]) -> int:
+    row = next((row for row in groups if group in (row[0], row[2])), None)
+    if row is not None and row[2].isdecimal():
+        return int(row[2])
+    if group.isdecimal():
+        return int(group)
+    raise SandboxError(f"the image's USER names the group {group!r}, which its /etc/group does not have")
+
+
+def _image_file(layers: tuple[Path, ...], name: str) -> list[str]:
+    """The lines of `/etc/{name}` in the topmost layer that has it as a regular file; links are not followed."""
+    for layer in reversed(layers):
+        etc = layer / "etc"
+        path = etc / name
+        if etc.is_symlink() or path.is_symlink() or not path.is_file():
+            continue
+        if path.stat().st_size > MIB:
+            raise SandboxError(f"the image's /etc/{name} is larger than 1 MiB")
+        return path.read_text(errors="replace").splitlines()
+    return []

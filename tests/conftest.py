@@ -1,0 +1,8 @@
+"""The process that runs the tests makes mounts of its own, as the server does, before it has any thread."""
+
+import os
+
+from cupola.sandbox.oci.driver import enter_private_mount_namespace
+
+if os.geteuid() == 0:
+    enter_private_mount_namespace()

@@ -1,0 +1,270 @@
+"""The contract of `cupola.sandbox.base`, held by every driver. A new driver adds itself to `HARNESSES` and passes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import socket
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cupola.sandbox.base import MIB, Driver, Exit, Sandbox, SandboxError, SandboxSpec
+from cupola.sandbox.fake import FakeDriver, FakeProcess
+from cupola.sandbox.http import AgentClient
+from cupola.sandbox.oci.driver import OciDriver
+
+PROGRAMS = Path(__file__).parent / "contract_programs"
+_numbers = itertools.count(1)
+
+
+class Harness(ABC):
+    """A driver and how to say "run this program" to it."""
+
+    driver: Driver
+
+    @abstractmethod
+    def spec(self, program: str, directory: Path, *, memory: int = 256 * MIB) -> SandboxSpec:
+        """A specification that runs one of the contract's programs."""
+
+    async def start(self, program: str, directory: Path) -> tuple[Sandbox, Printed]:
+        printed = Printed()
+        return await self.driver.start(self.spec(program, directory), printed.take), printed
+
+
+class Printed:
+    """What a sandbox printed, by stream."""
+
+    def __init__(self) -> None:
+        self.streams = {"stdout": b"", "stderr": b""}
+
+    def take(self, stream: str, data: bytes) -> None:
+        self.streams[stream] += data
+
+
+class FakeHarness(Harness):
+    def __init__(self) -> None:
+        self.driver = FakeDriver(
+            {"serve": _serve, "polite": _polite, "stubborn": _stubborn, "fail": _fail, "note": _note}
+        )
+
+    def spec(self, program: str, directory: Path, *, memory: int = 256 * MIB) -> SandboxSpec:
+        return _spec((), (program,), directory, memory)
+
+
+class OciHarness(Harness):
+    def __init__(self, runtime: str, base: Path, run: Path, data: Path) -> None:
+        self._base = base
+        self.driver = OciDriver(f"test{os.getpid()}x{next(_numbers)}", run, data, runtime)
+
+    def spec(self, program: str, directory: Path, *, memory: int = 256 * MIB) -> SandboxSpec:
+        arguments = ("/nonexistent",) if program == "missing" else ("python3", "-u", f"/{program}.py")
+        return _spec((self._base, PROGRAMS), arguments, directory, memory)
+
+
+def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path, memory: int) -> SandboxSpec:
+    return SandboxSpec(
+        name=f"s-{next(_numbers)}",
+        layers=layers,
+        arguments=arguments,
+        environment=(("PATH", "/usr/bin:/bin"), ("HOME", "/home/session")),
+        working_directory="/",
+        user="",
+        home=directory / "home",
+        files=directory / "files",
+        cpu=1.0,
+        memory=memory,
+    )
+
+
+@pytest.fixture(params=["fake", "crun", "runc"])
+async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
+    if request.param == "fake":
+        made: Harness = FakeHarness()
+    else:
+        if os.geteuid() != 0:
+            pytest.skip("the oci driver needs root")
+        if shutil.which(request.param) is None:
+            pytest.skip(f"{request.param} is not installed")
+        made = OciHarness(request.param, request.getfixturevalue("base_root"), tmp_path / "run", tmp_path / "data")
+    await made.driver.open()
+    yield made
+    for name in await made.driver.names():
+        await made.driver.stop(name, 0)
+    await made.driver.close()
+
+
+async def test_a_started_sandbox_can_be_reached_and_stopped(harness: Harness, tmp_path: Path) -> None:
+    sandbox, _ = await harness.start("serve", tmp_path)
+    assert sandbox.name in await harness.driver.names()
+    assert await _get(sandbox, b"/ping") == b"pong"
+    await harness.driver.stop(sandbox.name, 0)
+    assert sandbox.exited.done()
+    assert await harness.driver.names() == frozenset()
+
+
+async def test_output_is_taken_from_the_first_byte_to_the_last(harness: Harness, tmp_path: Path) -> None:
+    sandbox, printed = await harness.start("fail", tmp_path)
+    ended = await asyncio.wait_for(sandbox.exited, 10)
+    await harness.driver.stop(sandbox.name, 0)
+    assert ended == Exit(3)
+    assert printed.streams["stdout"] == b"first line\n"
+    assert printed.streams["stderr"] == b"last line\n"
+
+
+async def test_a_polite_sandbox_ends_by_itself_on_sigterm(harness: Harness, tmp_path: Path) -> None:
+    sandbox, printed = await harness.start("polite", tmp_path)
+    await _printed(printed, b"ready\n")
+    await harness.driver.stop(sandbox.name, 20)
+    assert sandbox.exited.result() == Exit(0)
+    assert printed.streams["stdout"] == b"ready\nbye\n"
+
+
+async def test_a_stubborn_sandbox_is_killed_after_the_grace(harness: Harness, tmp_path: Path) -> None:
+    sandbox, printed = await harness.start("stubborn", tmp_path)
+    await _printed(printed, b"ready\n")
+    await harness.driver.stop(sandbox.name, 0.2)
+    assert sandbox.exited.result().code == -9
+    assert await harness.driver.names() == frozenset()
+
+
+async def test_hurry_cuts_the_grace_short(harness: Harness, tmp_path: Path) -> None:
+    sandbox, printed = await harness.start("stubborn", tmp_path)
+    await _printed(printed, b"ready\n")
+    stopping = asyncio.create_task(harness.driver.stop(sandbox.name, 600))
+    await asyncio.sleep(0)
+    harness.driver.hurry()
+    await asyncio.wait_for(stopping, 20)
+    assert sandbox.exited.result().code == -9
+
+
+async def test_stopping_what_is_not_there_is_fine(harness: Harness, tmp_path: Path) -> None:
+    sandbox, _ = await harness.start("serve", tmp_path)
+    await asyncio.gather(*(harness.driver.stop(sandbox.name, 0) for _ in range(3)))
+    await harness.driver.stop(sandbox.name, 0)
+    await harness.driver.stop("s-unknown", 0)
+    assert await harness.driver.names() == frozenset()
+
+
+async def test_a_failed_start_leaves_nothing(harness: Harness, tmp_path: Path) -> None:
+    with pytest.raises(SandboxError, match="entry point cannot be executed"):
+        await harness.start("missing", tmp_path)
+    assert await harness.driver.names() == frozenset()
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.002, 0.008, 0.02])
+async def test_a_cancelled_start_leaves_nothing(harness: Harness, tmp_path: Path, moment: float) -> None:
+    starting = asyncio.create_task(harness.start("serve", tmp_path))
+    await asyncio.wait({starting}, timeout=moment)
+    if not starting.cancel():
+        await harness.driver.stop(starting.result()[0].name, 0)
+    await asyncio.gather(starting, return_exceptions=True)
+    assert await harness.driver.names() == frozenset()
+
+
+async def test_a_cancelled_stop_still_removes_everything(harness: Harness, tmp_path: Path) -> None:
+    for moment in (0.0, 0.001, 0.004, 0.01):
+        sandbox, _ = await harness.start("serve", tmp_path)
+        stopping = asyncio.create_task(harness.driver.stop(sandbox.name, 0))
+        await asyncio.wait({stopping}, timeout=moment)
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        if moment > 0:
+            assert await harness.driver.names() == frozenset()
+        await harness.driver.stop(sandbox.name, 0)
+
+
+async def test_the_home_directory_outlives_the_sandbox(harness: Harness, tmp_path: Path) -> None:
+    for expected in (b"1\n", b"2\n", b"3\n"):
+        sandbox, printed = await harness.start("note", tmp_path)
+        await asyncio.wait_for(sandbox.exited, 10)
+        await harness.driver.stop(sandbox.name, 0)
+        assert printed.streams["stdout"] == expected
+
+
+async def test_many_sandboxes_at_once(harness: Harness, tmp_path: Path) -> None:
+    started = await asyncio.gather(*(harness.start("serve", tmp_path / str(number)) for number in range(6)))
+    answers = await asyncio.gather(*(_get_when_up(sandbox, b"/ping") for sandbox, _ in started))
+    assert answers == [b"pong"] * 6
+    await asyncio.gather(*(harness.driver.stop(sandbox.name, 0) for sandbox, _ in started))
+    assert await harness.driver.names() == frozenset()
+
+
+async def _get(sandbox: Sandbox, target: bytes) -> bytes:
+    return await asyncio.wait_for(_get_when_up(sandbox, target), 20)
+
+
+async def _get_when_up(sandbox: Sandbox, target: bytes) -> bytes:
+    opened = sandbox.open_socket()
+    while opened.connect_ex(sandbox.address) not in (0, 106):
+        await asyncio.sleep(0.002)
+    client = AgentClient(sandbox)
+    await client.adopt(opened)
+    async with await client.request(b"GET", target, []) as response:
+        body = await response.read(1000)
+    client.close()
+    return body
+
+
+async def _printed(printed: Printed, text: bytes) -> None:
+    async with asyncio.timeout(20):
+        while text not in printed.streams["stdout"]:
+            await asyncio.sleep(0.005)
+
+
+# The contract's programs, for the driver that runs coroutines. The others run the files of `contract_programs/`.
+
+
+async def _serve(process: FakeProcess) -> int:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\npong")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        process.port = listening.getsockname()[1]
+        async with await asyncio.start_server(answer, sock=listening) as server:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                server.close()
+                if sys.version_info >= (3, 13):
+                    server.close_clients()
+    return 0
+
+
+async def _polite(process: FakeProcess) -> int:
+    process.handles_sigterm = True
+    process.print("stdout", b"ready\n")
+    await process.terminate.wait()
+    process.print("stdout", b"bye\n")
+    return 0
+
+
+async def _stubborn(process: FakeProcess) -> int:
+    process.handles_sigterm = True
+    process.print("stdout", b"ready\n")
+    await asyncio.get_running_loop().create_future()
+    return 0
+
+
+async def _fail(process: FakeProcess) -> int:
+    process.print("stdout", b"first line\n")
+    process.print("stderr", b"last line\n")
+    return 3
+
+
+async def _note(process: FakeProcess) -> int:
+    file = process.spec.home / "count"
+    number = int(file.read_text()) + 1 if file.exists() else 1
+    file.write_text(str(number))
+    process.print("stdout", f"{number}\n".encode())
+    return 0

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from cupola.sandbox.fake import FakeProcess
+from tests.unit.api.application import Application, Caller, Exchange
+from tests.unit.sandbox.servers import Peer, Request, answer
+from tests.unit.sessions.world import BOB, ROOT, World, program
+
+ECHO = "/api/projects/default/agents/echo"
+STREAM = f"{ECHO}/sessions/session-1:logstream"
+
+
+async def talker(process: FakeProcess) -> int:
+    """Prints the bodies of requests."""
+
+    async def talk(peer: Peer, head: Request) -> None:
+        process.print("stdout", await peer.body(head) + b"\n")
+        await peer.send(answer())
+
+    return await program(talk)(process)
+
+
+async def say(caller: Caller, word: str, session: str = "session-1") -> None:
+    body = {"agent_session_id": session, "input": word}
+    assert (await caller.call("POST", f"{ECHO}/endpoint/protocols/openai/responses", body)).status == 200
+
+
+def printed(frames: bytes) -> list[str]:
+    """What containers printed according to a log stream."""
+    shown = []
+    for frame in frames.decode().split("\n\n")[:-1]:
+        name, _, data = frame.partition("\ndata: ")
+        assert name == "event: log"
+        entry = json.loads(data)
+        assert set(entry) == {"timestamp", "stream", "message"}
+        if entry["stream"] == "stdout":
+            shown.append(json.loads(entry["message"])["input"])
+    return shown
+
+
+@pytest.fixture
+async def talking(world: World) -> World:
+    world.programs["talker"] = talker
+    await world.add(image="talker")
+    return world
+
+
+async def next_word(exchange: Exchange) -> str:
+    while True:
+        frame = await exchange.chunk()
+        assert frame is not None
+        if found := printed(frame):
+            return found[0]
+
+
+@pytest.mark.parametrize("path", [STREAM, f"{ECHO}/versions/1/sessions/session-1:logstream"])
+async def test_the_log_of_a_session_is_a_stream_of_events(talking: World, ada: Caller, path: str) -> None:
+    for word in ("one", "two"):
+        await say(ada, word)
+    found = await ada.call("GET", f"{path}?follow=false")
+    assert (found.status, found.headers["cache-control"]) == (200, "no-cache")
+    assert found.headers["content-type"].startswith("text/event-stream")
+    assert printed(found.body) == ["one", "two"]
+
+
+async def test_only_the_last_entries_are_shown_when_asked_for(talking: World, ada: Caller) -> None:
+    for word in ("one", "two", "three"):
+        await say(ada, word)
+    assert printed((await ada.call("GET", f"{STREAM}?follow=false&tail=2")).body) == ["two", "three"]
+    assert (await ada.call("GET", f"{STREAM}?follow=false&tail=0")).body == b""
+
+
+async def test_a_log_is_followed_until_the_session_stops(talking: World, ada: Caller) -> None:
+    await say(ada, "before")
+    exchange = ada.open("GET", STREAM)
+    await exchange.head()
+    assert await next_word(exchange) == "before"
+    for word in ("one", "two"):
+        await say(ada, word)
+        assert await next_word(exchange) == word
+    assert (await ada.call("DELETE", f"{ECHO}?force=true")).status == 200
+    while (frame := await exchange.chunk()) is not None:
+        assert b"The sandbox was stopped." in frame
+
+
+async def test_a_log_of_a_session_that_does_not_run_ends_by_itself(talking: World, ada: Caller) -> None:
+    await say(ada, "before")
+    (live,) = talking.manager._live.values()
+    await talking.manager._stop(live)
+    assert printed((await ada.call("GET", STREAM)).body) == ["before"]
+
+
+async def test_a_follower_that_leaves_is_forgotten(talking: World, ada: Caller) -> None:
+    await say(ada, "before")
+    exchange = ada.open("GET", STREAM)
+    await exchange.head()
+    await next_word(exchange)
+    (live,) = talking.manager._live.values()
+    assert len(live.log._followers) == 1
+    exchange.leave()
+    await asyncio.wait_for(exchange.task, 20)
+    await talking.until(lambda: not live.log._followers)
+
+
+async def test_the_newest_session_can_be_asked_for(talking: World, ada: Caller) -> None:
+    await say(ada, "one", "session-1")
+    await say(ada, "two", "session-2")
+    found = await ada.call("GET", f"{ECHO}/sessions/@newest:logstream?follow=false")
+    assert printed(found.body) == ["two"]
+
+
+@pytest.mark.parametrize("tail", ["x", "-1", "301", "\u0661", "", "000000000301", "1" * 5000])
+async def test_a_tail_that_cannot_be_is_refused(talking: World, ada: Caller, tail: str) -> None:
+    await say(ada, "one")
+    found = await ada.call("GET", f"{STREAM}?tail={tail}")
+    assert (found.error, found.json["error"]["param"]) == ((400, "bad_request"), "tail")
+
+
+async def test_what_does_not_exist_has_no_log(talking: World, ada: Caller) -> None:
+    assert (await ada.call("GET", STREAM)).error == (404, "session_not_found")
+    assert (await ada.call("GET", STREAM.replace("session-1", "@newest"))).error == (404, "session_not_found")
+    assert (await ada.call("GET", STREAM.replace("echo", "nothing"))).error == (404, "not_found")
+
+
+async def test_the_log_of_someone_elses_session_is_not_there(
+    talking: World, application: Application, ada: Caller
+) -> None:
+    await say(ada, "one")
+    for path in (STREAM, STREAM.replace("session-1", "@newest")):
+        assert (await application.caller(BOB).call("GET", path)).error == (404, "session_not_found")
+    assert printed((await application.caller(ROOT).call("GET", f"{STREAM}?follow=false")).body) == ["one"]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from cupola.domain.definition import parse_definition
+from cupola.domain.version import Agent, Identity, Version, VersionStatus
+from cupola.sessions.environment import DEFAULT_PATH, sandbox_environment
+
+AGENT = Agent(1, "default", "echo", "agent-guid", Identity("principal", "client", "blueprint"), 0)
+
+
+def variables(*image: tuple[str, str], **definition: str) -> dict[str, str]:
+    parsed = parse_definition({"kind": "hosted", "image": "a:1", "environment_variables": definition})
+    version = Version(1, AGENT, 3, parsed, {}, None, VersionStatus.ACTIVE, None, None, None, 0)
+    pairs = sandbox_environment(
+        version,
+        image,
+        project_endpoint="https://localhost:8443/api/projects/default",
+        tenant="tenant",
+        session_id="sess_1",
+        session_guid="session-guid",
+    )
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def test_the_platform_tells_the_agent_who_and_where_it_is() -> None:
+    found = variables()
+    assert {name: value for name, value in found.items() if name.startswith("FOUNDRY_")} == {
+        "FOUNDRY_PROJECT_ENDPOINT": "https://localhost:8443/api/projects/default",
+        "FOUNDRY_PROJECT_ARM_ID": "/subscriptions/tenant/resourceGroups/cupola/providers/Microsoft.CognitiveServices"
+        "/accounts/cupola/projects/default",
+        "FOUNDRY_AGENT_NAME": "echo",
+        "FOUNDRY_AGENT_VERSION": "3",
+        "FOUNDRY_AGENT_ID": "agent-guid",
+        "FOUNDRY_AGENT_INSTANCE_CLIENT_ID": "client",
+        "FOUNDRY_AGENT_BLUEPRINT_CLIENT_ID": "blueprint",
+        "FOUNDRY_AGENT_TENANT_ID": "tenant",
+        "FOUNDRY_AGENT_SESSION_ID": "sess_1",
+        "FOUNDRY_AGENT_SESSION_GUID": "session-guid",
+    }
+    assert (found["HOME"], found["PORT"], found["PATH"]) == ("/home/session", "8088", DEFAULT_PATH)
+
+
+def test_the_definition_beats_the_image() -> None:
+    found = variables(("A", "image"), ("B", "image"), A="definition", C="definition")
+    assert (found["A"], found["B"], found["C"]) == ("definition", "image", "definition")
+
+
+def test_the_image_beats_the_defaults() -> None:
+    assert variables(("PATH", "/opt/bin"))["PATH"] == "/opt/bin"
+    assert variables(("PATH", "/opt/bin"), PATH="/mine")["PATH"] == "/mine"
+
+
+def test_the_platform_beats_both() -> None:
+    found = variables(("HOME", "/root"), ("FOUNDRY_AGENT_NAME", "forged"), ("PORT", "1"), PORT="2", HOME="/elsewhere")
+    assert (found["HOME"], found["PORT"], found["FOUNDRY_AGENT_NAME"]) == ("/home/session", "8088", "echo")
+
+
+def test_reports_to_a_vendor_are_off_unless_asked_for() -> None:
+    name = "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL"
+    assert variables()[name] == "true"
+    assert variables(**{name: "false"})[name] == "false"

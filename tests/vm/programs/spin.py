@@ -1,0 +1,4 @@
+"""Uses all the processor time it can get."""
+
+while True:
+    pass
