@@ -20,12 +20,14 @@ from cupola.domain.errors import CupolaError, not_found
 from cupola.domain.session import Session, check_session_id
 from cupola.domain.version import Version
 from cupola.gateway import headers
-from cupola.sandbox.http import AgentConnectionError, Response
+from cupola.sandbox.http import AgentConnectionError, AgentUnreachable, Response
 from cupola.sessions.launcher import RunningAgent
 from cupola.sessions.manager import SessionManager
 from cupola.storage import agents
 from cupola.storage.database import Database
 
+EXIT_NOTICE = 1.0
+"""Seconds by which the news that a container has ended may come after its last connection broke."""
 DRAIN_LIMIT = 256 * 1024 * 1024
 """Bytes of a too large body that are read and dropped, so that the caller gets to see the refusal."""
 
@@ -124,13 +126,19 @@ class Gateway:
         body: bytes | AsyncIterator[bytes],
     ) -> None:
         sent = headers.to_agent(scope["headers"], scope["cupola.request_id"].encode())
-        async with self._manager.running(session, version) as agent:
-            try:
-                response = await agent.client.request(b"POST", path, sent, body)
-            except AgentConnectionError as error:
-                raise _agent_broke(agent, error) from error
-            async with response:
-                await _pass_on(response, send, session.id)
+        for last_try in (False, True):
+            async with self._manager.running(session, version) as agent:
+                try:
+                    response = await agent.client.request(b"POST", path, sent, body)
+                except AgentConnectionError as error:
+                    ended = await _has_ended(agent)
+                    if ended and isinstance(error, AgentUnreachable) and not last_try:
+                        # It died before it heard of this request, which the next sandbox can still serve.
+                        continue
+                    raise _agent_broke(agent, error) from error
+                async with response:
+                    await _pass_on(response, send, session.id, agent)
+                return
 
     def _check_length(self, scope: Scope) -> None:
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
@@ -253,7 +261,7 @@ def _number(reference: _AgentReference | None, key: str) -> int | None:
     return int(text)
 
 
-async def _pass_on(response: Response, send: Send, session_id: str) -> None:
+async def _pass_on(response: Response, send: Send, session_id: str, agent: RunningAgent) -> None:
     await send(
         {
             "type": "http.response.start",
@@ -266,6 +274,7 @@ async def _pass_on(response: Response, send: Send, session_id: str) -> None:
         async for chunk in response.chunks():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except AgentConnectionError as error:
+        await _has_ended(agent)
         if not content_type.startswith(b"text/event-stream"):
             raise
         # An official client takes the end of a stream for success unless an event says otherwise.
@@ -278,6 +287,13 @@ async def _pass_on(response: Response, send: Send, session_id: str) -> None:
         frame = f"event: error\ndata: {json.dumps(event)}\n\n".encode()
         await send({"type": "http.response.body", "body": b"\n\n" + frame, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _has_ended(agent: RunningAgent) -> bool:
+    """Whether a broken connection was the container's end. Callers are told of the break only when this is known, so that
+    their next request does not meet what is left of a dying container."""
+    await asyncio.wait([agent.sandbox.exited], timeout=EXIT_NOTICE)
+    return agent.sandbox.exited.done()
 
 
 def _agent_broke(agent: RunningAgent, error: AgentConnectionError) -> CupolaError:

@@ -31,6 +31,10 @@ class AgentConnectionError(Exception):
     """The agent closed or broke the connection, or answered something that is not HTTP."""
 
 
+class AgentUnreachable(AgentConnectionError):
+    """No connection could be made, so nothing of the request was sent and it may be sent elsewhere."""
+
+
 class Response:
     """A response whose head has arrived. Read the body, or leave the `async with`, which drops the connection."""
 
@@ -130,7 +134,7 @@ class AgentClient:
             if opened is not None:
                 opened.close()
             if isinstance(error, OSError):
-                raise AgentConnectionError(f"the agent does not accept connections on its port: {error}") from error
+                raise AgentUnreachable(f"the agent does not accept connections on its port: {error}") from error
             raise
         return connection
 

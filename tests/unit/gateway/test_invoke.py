@@ -7,6 +7,7 @@ import pytest
 
 from cupola.domain.version import VersionStatus
 from cupola.gateway import invoke as module
+from cupola.sandbox.fake import FakeProcess
 from tests.unit.api.application import Application, Caller
 from tests.unit.sandbox.servers import Peer, Request, answer
 from tests.unit.sessions.world import BOB, Die, World, exits, program
@@ -440,3 +441,69 @@ async def test_any_other_answer_that_is_broken_off_is_broken_off_for_the_caller(
     assert await exchange.chunk() == b"half"
     with pytest.raises(Exception, match="before its answer was complete"):
         await exchange.chunk()
+
+
+class LingeringDeath:
+    """An agent that stops listening when it is told to die, while its container takes a moment longer to end."""
+
+    LINGERS = 0.05
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self._process: FakeProcess
+        self._dying: asyncio.Event
+
+    async def __call__(self, process: FakeProcess) -> int:
+        self.starts += 1
+        self._process, self._dying = process, asyncio.Event()
+        serving = asyncio.create_task(program(self._answer)(process))
+        try:
+            await self._dying.wait()
+            await asyncio.sleep(self.LINGERS)
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+        return 9
+
+    async def _answer(self, peer: Peer, head: Request) -> None:
+        if b"die" in await peer.body(head):
+            self.die()
+            raise ConnectionError
+        await peer.send(answer(b"alive", b"200 OK", b"connection: close"))
+
+    def die(self) -> None:
+        self._process.port = None
+        self._dying.set()
+
+
+async def test_who_is_told_of_a_death_does_not_meet_the_dying_container_again(world: World, ada: Caller) -> None:
+    world.programs["lingers"] = agent = LingeringDeath()
+    await world.add(image="lingers")
+    told = await ada.call("POST", AT_AGENT, {"input": "die", "agent_session_id": "session-1"})
+    assert told.error == (502, "agent_connection_lost")
+    assert told.message == "The agent did not answer the request. The container exited with code 9."
+    again = await ada.call("POST", AT_AGENT, {"agent_session_id": "session-1"})
+    assert (again.status, again.body, agent.starts) == (200, b"alive", 2)
+
+
+async def test_a_request_that_a_dying_container_never_saw_goes_to_the_next_one(world: World, ada: Caller) -> None:
+    world.programs["lingers"] = agent = LingeringDeath()
+    await world.add(image="lingers")
+    assert (await ada.call("POST", AT_AGENT, {"agent_session_id": "session-1"})).body == b"alive"
+    agent.die()
+    again = await ada.call("POST", AT_AGENT, {"agent_session_id": "session-1"})
+    assert (again.status, again.body, agent.starts) == (200, b"alive", 2)
+
+
+async def test_an_agent_that_lives_but_accepts_no_connection_is_a_502(
+    world: World, ada: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EXIT_NOTICE", 0.01)
+    world.programs["lingers"] = agent = LingeringDeath()
+    agent.LINGERS = 60
+    await world.add(image="lingers")
+    assert (await ada.call("POST", AT_AGENT, {"agent_session_id": "session-1"})).body == b"alive"
+    agent.die()
+    found = await ada.call("POST", AT_AGENT, {"agent_session_id": "session-1"})
+    assert found.error == (502, "agent_connection_lost")
+    assert "does not accept connections on its port" in found.message
