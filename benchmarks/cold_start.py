@@ -128,7 +128,8 @@ def crun(bench: Bench) -> float:
         working_directory=bench.image.config.working_directory, user="", home=folder / "home", files=folder / "files",
         cpu=1.0, memory=1024 * MIB,
     )  # fmt: skip
-    config = runtime_config(spec, folder / "root", folder / "hosts", f"/{GROUP}/{name}", User(1000, 1000))
+    home, files = folder / "home", folder / "files"
+    config = runtime_config(spec, folder / "root", folder / "hosts", home, files, f"/{GROUP}/{name}", User(1000, 1000))
     config["linux"]["namespaces"].remove({"type": "network"})
     # A sysfs needs a network namespace of its own.
     config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "sysfs"]

@@ -29,10 +29,10 @@ class Harness(ABC):
     driver: Driver
 
     @abstractmethod
-    def spec(self, program: str, directory: Path, *, memory: int = 256 * MIB) -> SandboxSpec:
+    def spec(self, program: str, directory: Path | None, *, memory: int = 256 * MIB) -> SandboxSpec:
         """A specification that runs one of the contract's programs."""
 
-    async def start(self, program: str, directory: Path) -> tuple[Sandbox, Printed]:
+    async def start(self, program: str, directory: Path | None) -> tuple[Sandbox, Printed]:
         printed = Printed()
         return await self.driver.start(self.spec(program, directory), printed.take), printed
 
@@ -50,10 +50,18 @@ class Printed:
 class FakeHarness(Harness):
     def __init__(self) -> None:
         self.driver = FakeDriver(
-            {"serve": _serve, "polite": _polite, "stubborn": _stubborn, "fail": _fail, "note": _note}
+            {
+                "serve": _serve,
+                "polite": _polite,
+                "stubborn": _stubborn,
+                "fail": _fail,
+                "note": _note,
+                "tick": _tick,
+                "claimed": _claimed,
+            }
         )
 
-    def spec(self, program: str, directory: Path, *, memory: int = 256 * MIB) -> SandboxSpec:
+    def spec(self, program: str, directory: Path | None, *, memory: int = 256 * MIB) -> SandboxSpec:
         return _spec((), (program,), directory, memory)
 
 
@@ -62,12 +70,12 @@ class OciHarness(Harness):
         self._base = base
         self.driver = OciDriver(f"test{os.getpid()}x{next(_numbers)}", run, data, runtime)
 
-    def spec(self, program: str, directory: Path, *, memory: int = 256 * MIB) -> SandboxSpec:
+    def spec(self, program: str, directory: Path | None, *, memory: int = 256 * MIB) -> SandboxSpec:
         arguments = ("/nonexistent",) if program == "missing" else ("python3", "-u", f"/{program}.py")
         return _spec((self._base, PROGRAMS), arguments, directory, memory)
 
 
-def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path, memory: int) -> SandboxSpec:
+def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path | None, memory: int) -> SandboxSpec:
     return SandboxSpec(
         name=f"s-{next(_numbers)}",
         layers=layers,
@@ -75,10 +83,11 @@ def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path,
         environment=(("PATH", "/usr/bin:/bin"), ("HOME", "/home/session")),
         working_directory="/",
         user="",
-        home=directory / "home",
-        files=directory / "files",
+        home=None if directory is None else directory / "home",
+        files=None if directory is None else directory / "files",
         cpu=1.0,
         memory=memory,
+        channel=directory is None,
     )
 
 
@@ -187,6 +196,72 @@ async def test_the_home_directory_outlives_the_sandbox(harness: Harness, tmp_pat
         assert printed.streams["stdout"] == expected
 
 
+async def test_a_frozen_sandbox_stands_still_until_it_is_thawed(harness: Harness, tmp_path: Path) -> None:
+    sandbox, printed = await harness.start("tick", tmp_path)
+    await _printed(printed, b"tick\n" * 3)
+    await harness.driver.freeze(sandbox.name)
+    await asyncio.sleep(0.05)
+    before = len(printed.streams["stdout"])
+    await asyncio.sleep(0.1)
+    assert len(printed.streams["stdout"]) == before
+    harness.driver.thaw(sandbox.name)
+    await _printed(printed, b"tick\n" * (before // 5 + 3))
+    await harness.driver.stop(sandbox.name, 0)
+    await harness.driver.freeze(sandbox.name)
+    harness.driver.thaw(sandbox.name)
+    assert await harness.driver.names() == frozenset()
+
+
+async def test_a_frozen_sandbox_can_be_connected_and_answers_once_it_is_thawed(
+    harness: Harness, tmp_path: Path
+) -> None:
+    sandbox, _ = await harness.start("serve", tmp_path)
+    assert await _get(sandbox, b"/ping") == b"pong"
+    await harness.driver.freeze(sandbox.name)
+    asking = asyncio.create_task(_get(sandbox, b"/ping"))
+    if not isinstance(harness, FakeHarness):
+        await asyncio.sleep(0.05)
+        assert not asking.done()
+    harness.driver.thaw(sandbox.name)
+    assert await asking == b"pong"
+
+
+async def test_a_frozen_sandbox_hears_the_sigterm_when_it_is_stopped(harness: Harness, tmp_path: Path) -> None:
+    sandbox, printed = await harness.start("polite", tmp_path)
+    await _printed(printed, b"ready\n")
+    await harness.driver.freeze(sandbox.name)
+    await harness.driver.stop(sandbox.name, 20)
+    assert sandbox.exited.result() == Exit(0)
+    assert printed.streams["stdout"] == b"ready\nbye\n"
+
+
+async def test_a_frozen_sandbox_can_be_killed(harness: Harness, tmp_path: Path) -> None:
+    sandbox, _ = await harness.start("serve", tmp_path)
+    await harness.driver.freeze(sandbox.name)
+    await harness.driver.stop(sandbox.name, 0)
+    assert sandbox.exited.result() == Exit(-9)
+    assert await harness.driver.names() == frozenset()
+
+
+async def test_directories_and_input_can_be_given_to_a_running_sandbox(harness: Harness, tmp_path: Path) -> None:
+    if not harness.driver.can_attach:
+        pytest.skip("the driver does not declare it")
+    sandbox, printed = await harness.start("claimed", None)
+    await _printed(printed, b"ready\n")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "note").write_text("from the session")
+    await harness.driver.attach(sandbox.name, tmp_path / "home", tmp_path / "files")
+    assert sandbox.channel is not None
+    with sandbox.channel:
+        sandbox.channel.send(b"hello\n")
+        await _printed(printed, b"done\n")
+    assert (tmp_path / "files" / "answer").read_text() == "hello from the session"
+    await harness.driver.stop(sandbox.name, 0)
+    with pytest.raises(SandboxError, match="has ended"):
+        await harness.driver.attach(sandbox.name, tmp_path / "home", tmp_path / "files")
+    assert (tmp_path / "home" / "note").exists()
+
+
 async def test_many_sandboxes_at_once(harness: Harness, tmp_path: Path) -> None:
     started = await asyncio.gather(*(harness.start("serve", tmp_path / str(number)) for number in range(6)))
     answers = await asyncio.gather(*(_get_when_up(sandbox, b"/ping") for sandbox, _ in started))
@@ -263,8 +338,27 @@ async def _fail(process: FakeProcess) -> int:
 
 
 async def _note(process: FakeProcess) -> int:
-    file = process.spec.home / "count"
+    assert process.home is not None
+    file = process.home / "count"
     number = int(file.read_text()) + 1 if file.exists() else 1
     file.write_text(str(number))
     process.print("stdout", f"{number}\n".encode())
+    return 0
+
+
+async def _tick(process: FakeProcess) -> int:
+    while True:
+        await process.running.wait()
+        process.print("stdout", b"tick\n")
+        await asyncio.sleep(0.005)
+
+
+async def _claimed(process: FakeProcess) -> int:
+    process.print("stdout", b"ready\n")
+    assert process.standard_input is not None
+    word = (await asyncio.get_running_loop().sock_recv(process.standard_input, 100)).decode().strip()
+    assert process.home is not None
+    assert process.files is not None
+    (process.files / "answer").write_text(f"{word} {(process.home / 'note').read_text()}")
+    process.print("stdout", b"done\n")
     return 0

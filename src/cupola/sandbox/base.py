@@ -28,7 +28,9 @@ class SandboxSpec:
 
     `name` is unique, made of lower-case letters, digits and hyphens, at most 63. `layers` are directories, lowest
     first. `user` is as in an image's config: empty, a name or number, with an optional group after a colon.
-    `home` is a durable host directory that becomes the sandbox's `$HOME`; `files` becomes `/files`. `cpu` is in
+    `home` is a durable host directory that becomes the sandbox's `$HOME`; `files` becomes `/files`; a sandbox that is
+    made before it is known whose it will be has neither, and gets them by `Driver.attach`. With `channel` the
+    program's standard input is a stream socket whose other end is `Sandbox.channel`; else it is empty. `cpu` is in
     cores, `memory` in bytes.
     """
 
@@ -38,12 +40,13 @@ class SandboxSpec:
     environment: tuple[tuple[str, str], ...]
     working_directory: str
     user: str
-    home: Path
-    files: Path
+    home: Path | None
+    files: Path | None
     cpu: float
     memory: int
     port: int = 8088
     hostname: str = "agent"
+    channel: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,15 @@ class SandboxError(Exception):
 
 @dataclass
 class Sandbox:
-    """A started sandbox. `exited` is set once its first process has ended."""
+    """A started sandbox. `exited` is set once its first process has ended.
+
+    `channel` is the platform's non-blocking end of the program's standard input, if the specification asked for one;
+    who takes it closes it.
+    """
 
     name: str
     exited: asyncio.Future[Exit] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    channel: socket.socket | None = None
 
     def open_socket(self) -> socket.socket:
         """A new non-blocking TCP socket that reaches the sandbox's own loopback once connected. Never blocks for long.
@@ -117,6 +125,8 @@ class Driver(ABC):
     """Makes and removes sandboxes. All methods are safe to call at once for different names."""
 
     isolation: Isolation
+    can_attach: bool
+    """Whether `attach` and `SandboxSpec.channel` are possible."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -150,6 +160,25 @@ class Driver(ABC):
         stopped is fine: the contract is that afterwards nothing of it exists, even when the caller is cancelled.
         """
         await unbroken(self.remove(name, grace))
+
+    @abstractmethod
+    async def freeze(self, name: str) -> None:
+        """Let no process of the sandbox run until `thaw`; what it holds in memory stays. Its sockets can still be connected.
+
+        A frozen sandbox can be stopped: it is thawed first, so that it hears the SIGTERM. Freezing what has ended is fine.
+        """
+
+    @abstractmethod
+    def thaw(self, name: str) -> None:
+        """Let a frozen sandbox run again; takes well below a millisecond. Thawing what is not frozen or has ended is fine."""
+
+    @abstractmethod
+    async def attach(self, name: str, home: Path, files: Path) -> None:
+        """Put durable directories into a running sandbox that was made without.
+
+        What is below `$HOME` and `/files` before is hidden; a process sees the new directories by their paths, not by
+        descriptors it holds. Raises SandboxError when the sandbox has ended or the driver cannot do it.
+        """
 
     @abstractmethod
     async def make(self, spec: SandboxSpec, output: Output) -> Sandbox:

@@ -10,6 +10,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec
 
@@ -25,6 +26,11 @@ class FakeProcess:
         self.handles_sigterm = False
         self.port: int | None = None
         """The host's loopback port that stands for the sandbox's port, once the program listens."""
+        self.home, self.files = spec.home, spec.files
+        self.standard_input: socket.socket | None = None
+        self.running = asyncio.Event()
+        """Cleared while the sandbox is frozen: programs wait for it before they do anything."""
+        self.running.set()
 
 
 Program = Callable[[FakeProcess], Awaitable[int]]
@@ -52,6 +58,7 @@ class FakeDriver(Driver):
     """Sandboxes in process; `programs` by the first argument that starts them."""
 
     isolation = Isolation(filesystem=False, processes=False, network=False, resource_limits=False)
+    can_attach = True
 
     def __init__(self, programs: Mapping[str, Program]) -> None:
         self._programs = programs
@@ -68,10 +75,13 @@ class FakeDriver(Driver):
         program = self._programs.get(spec.arguments[0])
         if program is None:
             raise SandboxError(f"the entry point cannot be executed: {spec.arguments[0]}")
-        for directory in (spec.home, spec.files):
-            directory.mkdir(parents=True, exist_ok=True)
+        _make_directories(spec.home, spec.files)
         process = FakeProcess(spec, output)
         sandbox = _FakeSandbox(spec.name, process)
+        if spec.channel:
+            sandbox.channel, process.standard_input = socket.socketpair()
+            sandbox.channel.setblocking(False)
+            process.standard_input.setblocking(False)
 
         async def run() -> int:
             return await program(process)
@@ -85,6 +95,7 @@ class FakeDriver(Driver):
         sandbox, process = self._sandboxes.get(name, (None, None))
         if sandbox is None or process is None or sandbox.running is None:
             return
+        process.running.set()
         process.terminate.set()
         if grace > 0 and process.handles_sigterm and not self._hurry.is_set():
             hurrying = asyncio.create_task(self._hurry.wait())
@@ -95,13 +106,36 @@ class FakeDriver(Driver):
         sandbox.running.cancel()
         await asyncio.wait([sandbox.running])
         await asyncio.wait([sandbox.exited])
+        if process.standard_input is not None:
+            process.standard_input.close()
         self._sandboxes.pop(name, None)
+
+    async def freeze(self, name: str) -> None:
+        if name in self._sandboxes:
+            self._sandboxes[name][1].running.clear()
+
+    def thaw(self, name: str) -> None:
+        if name in self._sandboxes:
+            self._sandboxes[name][1].running.set()
+
+    async def attach(self, name: str, home: Path, files: Path) -> None:
+        sandbox, process = self._sandboxes.get(name, (None, None))
+        if sandbox is None or process is None or sandbox.exited.done():
+            raise SandboxError("the sandbox has ended")
+        _make_directories(home, files)
+        process.home, process.files = home, files
 
     def hurry(self) -> None:
         self._hurry.set()
 
     async def names(self) -> frozenset[str]:
         return frozenset(self._sandboxes)
+
+
+def _make_directories(*directories: Path | None) -> None:
+    for directory in directories:
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
 
 
 def _exit(task: asyncio.Task[int]) -> Exit:

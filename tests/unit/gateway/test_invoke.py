@@ -456,7 +456,7 @@ class LingeringDeath:
     async def __call__(self, process: FakeProcess) -> int:
         self.starts += 1
         self._process, self._dying = process, asyncio.Event()
-        serving = asyncio.create_task(program(self._answer)(process))
+        serving = asyncio.ensure_future(program(self._answer)(process))
         try:
             await self._dying.wait()
             await asyncio.sleep(self.LINGERS)

@@ -19,7 +19,7 @@ from cupola.images.failures import invalid_image
 from cupola.images.model import Image, ImageConfig
 from cupola.images.reference import Reference
 from cupola.images.store import ImageStore
-from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxSpec
+from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec
 from cupola.sandbox.fake import FakeDriver, FakeProcess, Program
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import SessionManager
@@ -144,6 +144,7 @@ class OutOfMemoryDriver(Driver):
     """Every sandbox is killed at once because it used too much memory."""
 
     isolation = Isolation(filesystem=False, processes=False, network=False, resource_limits=False)
+    can_attach = False
 
     async def open(self) -> None:
         return
@@ -165,6 +166,15 @@ class OutOfMemoryDriver(Driver):
 
     async def names(self) -> frozenset[str]:
         return frozenset()
+
+    async def freeze(self, name: str) -> None:
+        return
+
+    def thaw(self, name: str) -> None:
+        return
+
+    async def attach(self, name: str, home: Path, files: Path) -> None:
+        raise SandboxError("not here")
 
 
 class World:

@@ -1,4 +1,4 @@
-"""Control groups of both versions: find them, count kills for lack of memory, kill what is inside, remove.
+"""Control groups of both versions: find them, count kills for lack of memory, freeze and kill what is inside, remove.
 
 The OCI runtime creates a sandbox's group and writes its limits; this module only looks and cleans up. All groups
 of one installation lie below `/{parent}`, in every hierarchy.
@@ -78,6 +78,7 @@ class ControlGroups:
         self._roots = hierarchies.roots
         self._hidden = hierarchies.hidden
         self._memory = hierarchies.unified or hierarchies.controllers.get("memory")
+        self._freezer = hierarchies.unified or hierarchies.controllers.get("freezer")
         self._unified = hierarchies.unified is not None
 
     def path(self, name: str) -> str:
@@ -102,6 +103,39 @@ class ControlGroups:
             if key == "oom_kill":
                 return int(value)
         return 0
+
+    def freeze(self, name: str, deadline: float = 1.0) -> None:
+        """Stop every process of the sandbox where it is; returns when they stand still, or after `deadline` seconds.
+
+        A process in the middle of slow input or output stands still when that is done. Blocks: call it in a thread.
+        """
+        self._set_frozen(name, frozen=True)
+        end = time.monotonic() + deadline
+        while not self._is_frozen(name) and time.monotonic() < end:
+            time.sleep(0.001)
+
+    def thaw(self, name: str) -> None:
+        """Let the processes of the sandbox go on. One write to a file of the kernel, which does not block."""
+        self._set_frozen(name, frozen=False)
+
+    def _set_frozen(self, name: str, *, frozen: bool) -> None:
+        if self._freezer is None:
+            return
+        group = self._freezer / self.parent / name
+        if self._unified:
+            _write(group / "cgroup.freeze", "1" if frozen else "0")
+        else:
+            _write(group / "freezer.state", "FROZEN" if frozen else "THAWED")
+
+    def _is_frozen(self, name: str) -> bool:
+        if self._freezer is None:
+            return True
+        group = self._freezer / self.parent / name
+        if not group.exists():
+            return True
+        if self._unified:
+            return "frozen 1" in _read(group / "cgroup.events").splitlines()
+        return _read(group / "freezer.state").strip() == "FROZEN"
 
     def remove(self, name: str, deadline: float = 10.0) -> None:
         """Kill every process of the sandbox and remove its groups; returns when they are gone.

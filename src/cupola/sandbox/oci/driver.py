@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, Stream
 from cupola.sandbox.oci import linux, process
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
-from cupola.sandbox.oci.runtime_config import resolve_user, runtime_config
+from cupola.sandbox.oci.runtime_config import FILES, HOME, User, resolve_user, runtime_config
 
 LOCK_NAME = "lock"
 RUNTIME_CACHE = ".cache"
@@ -73,9 +73,12 @@ def sweep_dead_installations(run_root: Path) -> None:
 class OciSandbox(Sandbox):
     """A running container: its first process is a child of ours, so the process id cannot be reused under us."""
 
-    def __init__(self, name: str, pid: int, network: int | None, port: int, sockets: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, name: str, pid: int, network: int | None, port: int, user: User, sockets: ThreadPoolExecutor
+    ) -> None:
         super().__init__(name)
         self.pid = pid
+        self.user = user
         self._network = network
         self._port = port
         self._sockets = sockets
@@ -114,6 +117,7 @@ class OciDriver(Driver):
     """
 
     isolation = Isolation(filesystem=True, processes=True, network=True, resource_limits=True)
+    can_attach = True
 
     def __init__(self, installation: str, run: Path, data: Path, runtime: str | None = None) -> None:
         self._run = run
@@ -126,6 +130,8 @@ class OciDriver(Driver):
         self._outputs: dict[str, tuple[_OutputPipe, ...]] = {}
         self._sockets = ThreadPoolExecutor(1, "netns-sockets")
         self._work = ThreadPoolExecutor(4, "oci-driver")
+        # A thread may enter another mount namespace only when it shares its working directory with no other.
+        self._mounts = ThreadPoolExecutor(1, "mount-namespaces", linux.unshare, (linux.CLONE_FS,))
         self._children: set[int] = set()
         self._removals: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._hurry: asyncio.Future[None] | None = None
@@ -150,6 +156,7 @@ class OciDriver(Driver):
 
     async def close(self) -> None:
         self._work.shutdown()
+        self._mounts.shutdown()
         self._sockets.shutdown()
         self._groups.remove_parent()
         # Newer runtimes keep a cache among their states.
@@ -162,28 +169,33 @@ class OciDriver(Driver):
         bundle = self._bundles / spec.name
         root = bundle / "root"
         try:
-            await loop.run_in_executor(self._work, self._prepare, spec, bundle, root)
+            user = await loop.run_in_executor(self._work, self._prepare, spec, bundle, root)
         except OSError as error:
             raise SandboxError(f"its directories could not be made: {error}") from error
         pid_file = bundle / "pid"
         report = os.memfd_create("runtime-log")
-        null = os.open(os.devnull, os.O_RDONLY)
+        channel, standard_input = _standard_input(spec.channel)
         try:
             arguments = [
                 self._program, "--root", str(self._state), "--log", f"/proc/{os.getpid()}/fd/{report}",
                 *self._manager_option(), "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), spec.name,
             ]  # fmt: skip
-            runtime = self._spawn(arguments, stdin=null, stdout=pipes[0].write_end, stderr=pipes[1].write_end)
+            runtime = self._spawn(arguments, stdin=standard_input, stdout=pipes[0].write_end, stderr=pipes[1].write_end)
             for pipe in pipes:
                 pipe.start()
             code = await self._runtime_exit(runtime)
             if code != 0:
                 raise SandboxError(_runtime_message(os.pread(report, READ_SIZE, 0), self._program, code))
+        except BaseException:
+            if channel is not None:
+                channel.close()
+            raise
         finally:
-            os.close(null)
+            os.close(standard_input)
             os.close(report)
         pid = int(pid_file.read_text())
-        sandbox = OciSandbox(spec.name, pid, _network_namespace(pid), spec.port, self._sockets)
+        sandbox = OciSandbox(spec.name, pid, _network_namespace(pid), spec.port, user, self._sockets)
+        sandbox.channel = channel
         self._sandboxes[spec.name] = sandbox
         self._children.add(pid)
         process.watch_exit(pid).add_done_callback(lambda ended: self._on_exit(sandbox, ended.result()))
@@ -208,22 +220,21 @@ class OciDriver(Driver):
     def _manager_option(self) -> list[str]:
         return ["--cgroup-manager", "cgroupfs"] if Path(self._program).name == "crun" else []
 
-    def _prepare(self, spec: SandboxSpec, bundle: Path, root: Path) -> None:
+    def _prepare(self, spec: SandboxSpec, bundle: Path, root: Path) -> User:
         writable = self._data / spec.name
         root.mkdir(parents=True)
         (writable / "upper").mkdir(parents=True)
         (writable / "work").mkdir()
         user = resolve_user(spec.user, spec.layers)
-        for directory in (spec.home, spec.files):
-            if not directory.exists():
-                directory.mkdir(parents=True, mode=0o700)
-                os.chown(directory, user.uid, user.gid)
+        home, files = spec.home or writable / "home", spec.files or writable / "files"
+        _make_directories(user, home, files)
         hosts = bundle / "hosts"
         hosts.write_text(f"127.0.0.1 localhost {spec.hostname}\n::1 localhost\n")
         hosts.chmod(0o644)
         mount_overlay(spec.layers, writable / "upper", writable / "work", root)
-        config = runtime_config(spec, root, hosts, self._groups.path(spec.name), user)
+        config = runtime_config(spec, root, hosts, home, files, self._groups.path(spec.name), user)
         (bundle / "config.json").write_text(json.dumps(config))
+        return user
 
     def _on_exit(self, sandbox: OciSandbox, code: int) -> None:
         self._children.discard(sandbox.pid)
@@ -233,12 +244,33 @@ class OciDriver(Driver):
         finally:
             sandbox.exited.set_result(Exit(code, out_of_memory=kills > 0 and code == -signal.SIGKILL))
 
+    async def freeze(self, name: str) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._work, self._groups.freeze, name)
+
+    def thaw(self, name: str) -> None:
+        self._groups.thaw(name)
+
+    async def attach(self, name: str, home: Path, files: Path) -> None:
+        sandbox = self._sandboxes.get(name)
+        if sandbox is None or sandbox.exited.done():
+            raise SandboxError("the sandbox has ended")
+        # Opened here, where a child that has ended cannot have been reaped yet: the process id is still its own.
+        namespace = os.open(f"/proc/{sandbox.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._mounts, _attach, namespace, sandbox.user, {HOME: home, FILES: files})
+        except OSError as error:
+            raise SandboxError(f"its directories could not be mounted: {error}") from error
+        finally:
+            os.close(namespace)
+
     async def remove(self, name: str, grace: float) -> None:
         sandbox = self._sandboxes.get(name)
         hurry = self._hurry_requested()
         wanted = sandbox is not None and grace > 0 and not sandbox.exited.done() and not hurry.done()
         # The first process of a sandbox never dies of a signal it has no handler for: waiting would be in vain.
         if sandbox is not None and wanted and process.catches(sandbox.pid, signal.SIGTERM):
+            self._groups.thaw(name)
             os.kill(sandbox.pid, signal.SIGTERM)
             either: set[asyncio.Future[Any]] = {sandbox.exited, hurry}
             await asyncio.wait(either, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
@@ -323,6 +355,44 @@ class _OutputPipe:
         if self.write_end >= 0:
             os.close(self.write_end)
             self.write_end = -1
+
+
+def _standard_input(channel: bool) -> tuple[socket.socket | None, int]:
+    """The platform's end of a sandbox's standard input, and the descriptor that the sandbox gets."""
+    if not channel:
+        return None, os.open(os.devnull, os.O_RDONLY)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    return ours, theirs.detach()
+
+
+def _make_directories(user: User, *directories: Path) -> None:
+    for directory in directories:
+        if not directory.exists():
+            directory.mkdir(parents=True, mode=0o700)
+            os.chown(directory, user.uid, user.gid)
+
+
+def _attach(namespace: int, user: User, directories: dict[str, Path]) -> None:
+    """Mount host directories at paths of another mount namespace. For a thread that does nothing else.
+
+    The paths are looked up inside the namespace: whatever its processes made of them, they lead nowhere outside.
+    """
+    _make_directories(user, *directories.values())
+    own = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    mounts: dict[str, int] = {}
+    try:
+        for target, directory in directories.items():
+            mounts[target] = linux.clone_directory_mount(str(directory))
+        linux.setns(namespace, linux.CLONE_NEWNS)
+        try:
+            for target, descriptor in mounts.items():
+                linux.attach_mount(descriptor, target)
+        finally:
+            linux.setns(own, linux.CLONE_NEWNS)
+    finally:
+        for descriptor in (own, *mounts.values()):
+            os.close(descriptor)
 
 
 def _network_namespace(pid: int) -> int | None:

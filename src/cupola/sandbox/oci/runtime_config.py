@@ -16,6 +16,8 @@ CAPABILITIES = (
 )  # fmt: skip
 """Docker's default set without what an agent has no use for: raw sockets, device nodes, chroot, file capabilities."""
 
+HOME = "/home/session"
+FILES = "/files"
 PIDS_LIMIT = 1024
 OPEN_FILES = 65536
 CPU_PERIOD = 100_000
@@ -33,8 +35,11 @@ _DEVICES = (
 )  # fmt: skip
 
 
-def runtime_config(spec: SandboxSpec, root: Path, hosts: Path, cgroup: str, user: User) -> dict[str, Any]:
-    """The whole configuration. `root` is the mounted root, `hosts` a file that becomes `/etc/hosts`."""
+def runtime_config(
+    spec: SandboxSpec, root: Path, hosts: Path, home: Path, files: Path, cgroup: str, user: User
+) -> dict[str, Any]:
+    """The whole configuration. `root` is the mounted root, `hosts` a file that becomes `/etc/hosts`, `home` and `files`
+    are the host's directories for what the specification names so."""
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     open_files = OPEN_FILES if most_files == resource.RLIM_INFINITY else min(OPEN_FILES, most_files)
     capabilities = list(CAPABILITIES)
@@ -68,8 +73,8 @@ def runtime_config(spec: SandboxSpec, root: Path, hosts: Path, cgroup: str, user
             {"destination": "/sys", "type": "sysfs", "source": "sysfs",
              "options": ["nosuid", "noexec", "nodev", "ro"]},
             _bind(hosts, "/etc/hosts", "ro"),
-            _bind(spec.home, "/home/session", "rw"),
-            _bind(spec.files, "/files", "rw"),
+            _bind(home, HOME, "rw"),
+            _bind(files, FILES, "rw"),
         ],
         "linux": {
             "cgroupsPath": cgroup,
