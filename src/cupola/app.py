@@ -24,7 +24,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cupola.api.agents import AgentsApi
 from cupola.api.http import Errors, RequestIds
 from cupola.api.logs import LogsApi
+from cupola.api.metrics import MetricsApi
 from cupola.api.projects import DEFAULT_PROJECT, Project
+from cupola.api.sessions import SessionsApi
 from cupola.api.tokens import TokensApi
 from cupola.domain.errors import CupolaError, not_found
 from cupola.gateway.invoke import Gateway
@@ -41,8 +43,10 @@ from cupola.sandbox.oci.driver import (
     enter_private_mount_namespace,
     sweep_dead_installations,
 )
+from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.launcher import Installation, Launcher
-from cupola.sessions.manager import SessionManager
+from cupola.sessions.manager import Rest, SessionManager
+from cupola.sessions.pool import WarmPool
 from cupola.sessions.provisioner import Provisioner
 from cupola.settings import Settings
 from cupola.storage import principals
@@ -176,16 +180,36 @@ class _Server:
                 startup_timeout=settings.startup_timeout,
                 stop_grace=settings.stop_grace,
             ),
+            Admission(
+                Limits(
+                    sandboxes=settings.max_sandboxes,
+                    memory=settings.max_sandbox_memory,
+                    queue=settings.sandbox_queue,
+                    deadline=settings.sandbox_queue_timeout,
+                )
+            ),
         )
-        manager = SessionManager(database, images, launcher, self._folder.sessions)
+        pool = WarmPool(launcher, images, self._folder.sessions, settings.pool_size)
+        rest = Rest(settings.freeze_after, settings.hold_limit)
+        manager = SessionManager(database, images, launcher, pool, self._folder.sessions, rest)
         provisioner = Provisioner(
-            database, images, launcher, self._folder.path / "trials", settings.provisioning_concurrency
+            database,
+            images,
+            launcher,
+            self._folder.path / "trials",
+            settings.provisioning_concurrency,
+            manager.version_activated,
         )
         agents_api = AgentsApi(database, images, provisioner, manager, local_images=settings.local_images)
         gateway = Gateway(database, manager, settings.max_request_body)
         projects = await database.read(principals.project_names)
-        project = Project(projects, [*agents_api.routes(), *LogsApi(database, manager).routes(), *gateway.routes()])
-        app = _application(project, TokensApi(database, tokens), tokens)
+        routes = [
+            *agents_api.routes(),
+            *SessionsApi(database, manager).routes(),
+            *LogsApi(database, manager).routes(),
+            *gateway.routes(),
+        ]
+        app = _application(Project(projects, routes), TokensApi(database, tokens), MetricsApi(manager), tokens)
         servers = (_listener(app, certificates), _listener(app, None))
 
         stopping = asyncio.Event()
@@ -193,6 +217,7 @@ class _Server:
         _on_signals(stopping, driver)
         async with asyncio.TaskGroup() as group:
             group.create_task(manager.run(sandboxes_stopping), name="sessions")
+            group.create_task(pool.run(sandboxes_stopping), name="warm pool")
             group.create_task(provisioner.run(sandboxes_stopping), name="provisioner")
             serving = [
                 group.create_task(server.serve([listening]), name="listener")
@@ -210,7 +235,7 @@ class _Server:
             sandboxes_stopping.set()
 
 
-def _application(project: Project, tokens_api: TokensApi, tokens: Tokens) -> ASGIApp:
+def _application(project: Project, tokens_api: TokensApi, metrics_api: MetricsApi, tokens: Tokens) -> ASGIApp:
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "healthy"})
 
@@ -221,7 +246,7 @@ def _application(project: Project, tokens_api: TokensApi, tokens: Tokens) -> ASG
         raise not_found(f"The path {scope['path'][:256]}")
 
     router = Router(
-        [Route("/healthz", health, methods=["GET"]), *tokens_api.routes(), project.mount()],
+        [Route("/healthz", health, methods=["GET"]), *tokens_api.routes(), *metrics_api.routes(), project.mount()],
         default=nothing_here,
         redirect_slashes=False,
     )

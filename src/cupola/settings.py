@@ -41,6 +41,15 @@ class Settings:
     oci_runtime: str = setting("", "OCI runtime of the oci driver; empty takes crun, else runc")
     startup_timeout: float = setting(60.0, "how long an agent may take from its start to answering GET /readiness")
     stop_grace: float = setting(30.0, "time between SIGTERM and SIGKILL when a sandbox is stopped")
+    freeze_after: float = setting(10.0, "idle time after which a sandbox is frozen; 0 never freezes")
+    hold_limit: float = setting(
+        4 * 3600.0, "longest time that one request or background response keeps a sandbox awake"
+    )
+    pool_size: int = setting(2, "most sandboxes made ahead for each version in use; 0 makes none")
+    max_sandboxes: int = setting(500, "most sandboxes at once; 0 for no limit")
+    max_sandbox_memory: int = setting(0, "most memory that the limits of all sandboxes may add up to; 0 for no limit")
+    sandbox_queue: int = setting(100, "most requests that wait for a sandbox when the server is full")
+    sandbox_queue_timeout: float = setting(30.0, "how long such a request waits before it is refused")
     max_request_body: int = setting(32 * 1024**2, "largest body of a request")
     provisioning_concurrency: int = setting(2, "versions that are pulled and tried at once")
     local_images: bool = setting(

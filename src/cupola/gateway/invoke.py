@@ -20,6 +20,7 @@ from cupola.domain.errors import CupolaError, not_found
 from cupola.domain.session import Session, check_session_id
 from cupola.domain.version import Version
 from cupola.gateway import headers
+from cupola.gateway.timing import Timing
 from cupola.sandbox.http import AgentConnectionError, AgentUnreachable, Response
 from cupola.sessions.launcher import RunningAgent
 from cupola.sessions.manager import SessionManager
@@ -83,6 +84,7 @@ class Gateway:
 
     async def responses(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST …/responses."""
+        scope["cupola.server_timing"] = Timing()
         body = await self._read_body(receive)
         target = _responses_target(body, scope["path_params"].get("name"))
         session, version = await self._session(scope, target, "responses")
@@ -92,6 +94,7 @@ class Gateway:
 
     async def invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST …/protocols/invocations: any body of any type."""
+        scope["cupola.server_timing"] = Timing()
         self._check_length(scope)
         query = parse_qs(scope["query_string"].decode("latin-1"))
         given = query.get("agent_session_id")
@@ -107,6 +110,7 @@ class Gateway:
         agent = await self._database.read(lambda connection: agents.require_agent(connection, project, target.agent))
         session, version = await self._manager.resolve(agent, target.session_id, target.number, scope["cupola.caller"])
         scope["cupola.session_id"] = session.id
+        scope["cupola.server_timing"].resolved()
         if not version.definition.speaks(protocol):
             spoken = ", ".join(entry.protocol for entry in version.definition.protocols)
             raise CupolaError(
@@ -126,8 +130,11 @@ class Gateway:
         body: bytes | AsyncIterator[bytes],
     ) -> None:
         sent = headers.to_agent(scope["headers"], scope["cupola.request_id"].encode())
+        timing: Timing = scope["cupola.server_timing"]
         for last_try in (False, True):
-            async with self._manager.running(session, version) as agent:
+            async with self._manager.running(session, version, scope["cupola.caller"].id) as use:
+                agent = use.agent
+                timing.has(use)
                 try:
                     response = await agent.client.request(b"POST", path, sent, body)
                 except AgentConnectionError as error:
@@ -136,8 +143,9 @@ class Gateway:
                         # It died before it heard of this request, which the next sandbox can still serve.
                         continue
                     raise _agent_broke(agent, error) from error
+                timing.answered(response)
                 async with response:
-                    await _pass_on(response, send, session.id, agent)
+                    await _pass_on(response, send, session.id, timing, agent)
                 return
 
     def _check_length(self, scope: Scope) -> None:
@@ -261,12 +269,12 @@ def _number(reference: _AgentReference | None, key: str) -> int | None:
     return int(text)
 
 
-async def _pass_on(response: Response, send: Send, session_id: str, agent: RunningAgent) -> None:
+async def _pass_on(response: Response, send: Send, session_id: str, timing: Timing, agent: RunningAgent) -> None:
     await send(
         {
             "type": "http.response.start",
             "status": response.status,
-            "headers": headers.to_caller(response.headers, session_id),
+            "headers": headers.to_caller(response.headers, session_id, str(timing)),
         }
     )
     content_type = response.header(b"content-type") or b""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cupola.domain.ids import random_text
 from cupola.domain.version import Version
 from cupola.images.model import Image
 from cupola.sandbox.base import Driver, Sandbox, SandboxError, SandboxSpec, Stream
 from cupola.sandbox.http import AgentClient
+from cupola.sessions.admission import Admission, Place
 from cupola.sessions.environment import PORT, sandbox_environment
 from cupola.sessions.readiness import NotReady, wait_until_ready
+
+logger = logging.getLogger(__name__)
 
 
 class OutputSink(Protocol):
@@ -45,10 +49,14 @@ class StartFailed(Exception):
 
 @dataclass
 class RunningAgent:
-    """A sandbox that was ready, and the connections to it. `steps` are names and durations in milliseconds."""
+    """A sandbox that was ready, and the connections to it. `steps` are names and durations in milliseconds; `queued` is how
+    many seconds it waited for its place; `kind` says how it was started."""
 
     sandbox: Sandbox
     client: AgentClient
+    place: Place
+    kind: Literal["cold", "started", "primed"] = "cold"
+    queued: float = 0.0
     steps: list[tuple[str, float]] = field(default_factory=list)
 
 
@@ -65,9 +73,13 @@ class Installation:
 class Launcher:
     """Starts sandboxes of a driver and waits for them to be ready."""
 
-    def __init__(self, driver: Driver, installation: Installation) -> None:
+    def __init__(self, driver: Driver, installation: Installation, admission: Admission) -> None:
         self.driver = driver
         self.installation = installation
+        self.admission = admission
+        self.starting = 0
+        """How many sandboxes are being started right now."""
+        self._leftovers: list[RunningAgent] = []
 
     async def launch(
         self,
@@ -77,15 +89,29 @@ class Launcher:
         session_guid: str,
         directory: Path,
         sink: OutputSink,
+        place: Place,
     ) -> RunningAgent:
-        """Start and wait. `directory` is the session's durable one. Raises StartFailed, leaving nothing behind."""
-        spec = self._spec(version, image, session_id, session_guid, directory, sink)
+        """Start and wait. `directory` is the session's durable one.
+
+        Raises StartFailed, leaving nothing behind; the place is then given back.
+        """
+        self.starting += 1
+        try:
+            spec = self._spec(version, image, session_id, session_guid, directory, sink)
+            return await self._launch(spec, version, sink, place)
+        except BaseException:
+            place.give_back()
+            raise
+        finally:
+            self.starting -= 1
+
+    async def _launch(self, spec: SandboxSpec, version: Version, sink: OutputSink, place: Place) -> RunningAgent:
         started = time.perf_counter()
         try:
             sandbox = await self.driver.start(spec, sink.output)
         except SandboxError as error:
             raise StartFailed(f"The sandbox could not be started: {error}.", sink.tail()) from error
-        agent = RunningAgent(sandbox, AgentClient(sandbox))
+        agent = RunningAgent(sandbox, AgentClient(sandbox), place)
         created = time.perf_counter()
         agent.steps.append(("start", 1000 * (created - started)))
         try:
@@ -104,9 +130,23 @@ class Launcher:
         return agent
 
     async def stop(self, agent: RunningAgent, grace: float | None = None) -> None:
-        """End a sandbox; `grace` in seconds, None for the usual."""
+        """End a sandbox; `grace` in seconds, None for the usual. One that resists keeps its place and is tried again later."""
         agent.client.close()
-        await self.driver.stop(agent.sandbox.name, self.installation.stop_grace if grace is None else grace)
+        if agent.sandbox.channel is not None:
+            agent.sandbox.channel.close()
+        try:
+            await self.driver.stop(agent.sandbox.name, self.installation.stop_grace if grace is None else grace)
+        except Exception:
+            logger.exception("the sandbox %s could not be removed; it is tried again", agent.sandbox.name)
+            self._leftovers.append(agent)
+            return
+        agent.place.give_back()
+
+    async def stop_leftovers(self) -> None:
+        """Try again to remove the sandboxes that resisted."""
+        leftovers, self._leftovers = self._leftovers, []
+        for agent in leftovers:
+            await self.stop(agent, 0)
 
     def _spec(
         self,

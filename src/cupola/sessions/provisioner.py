@@ -28,10 +28,13 @@ from cupola.telemetry.output import OutputTail
 logger = logging.getLogger(__name__)
 
 SERVED_PROTOCOLS = ("responses", "invocations")
+PROVISIONER = "provisioner"
+"""The caller in whose name smoke starts wait for a sandbox."""
 
 
 class Provisioner:
-    """Works through versions that are `creating`, a few at a time. `directory` is for the smoke starts' files."""
+    """Works through versions that are `creating`, a few at a time. `directory` is for the smoke starts' files; `activated` is
+    told of each version that has become active."""
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Provisioner:
         launcher: Launcher,
         directory: Path,
         concurrency: int,
+        activated: Callable[[Version], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
@@ -47,6 +51,7 @@ class Provisioner:
         self._launcher = launcher
         self._directory = directory
         self._slots = asyncio.Semaphore(max(1, concurrency))
+        self._activated = activated
         self._clock = clock
         self._pinning = asyncio.Lock()
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -123,6 +128,9 @@ class Provisioner:
             return
         await log.add("active", f"Version {version.name} is ready to serve requests.", None)
         await self._move(version, VersionStatus.ACTIVE)
+        current = await self._database.read(lambda connection: agents.version_by_key(connection, version.key))
+        if current is not None and current.status is VersionStatus.ACTIVE:
+            self._activated(current)
 
     async def _note_what_is_not_served(self, version: Version, log: _EventLog) -> None:
         definition = version.definition
@@ -154,9 +162,10 @@ class Provisioner:
         """Start the image once and wait until it is ready; raises CupolaError when it is not."""
         tail = OutputTail()
         directory = self._directory / new_guid()
+        place = await self._launcher.admission.take(version.definition.memory_bytes, PROVISIONER, patient=True)
         try:
             agent = await self._launcher.launch(
-                version, image, new_session_id(), new_guid().replace("-", ""), directory, tail
+                version, image, new_session_id(), new_guid().replace("-", ""), directory, tail, place
             )
             for step, duration in agent.steps:
                 await log.add(step, _STEP_MESSAGES[step], time.perf_counter() - duration / 1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, delete, insert, select, update
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 from cupola.domain.definition import Definition, parse_definition
 from cupola.domain.errors import not_found
 from cupola.domain.ids import new_guid
+from cupola.domain.session import SessionUpgrade
 from cupola.domain.version import Agent, Identity, Version, VersionEvent, VersionStatus, check_move
 from cupola.storage.paging import Page, PageRequest, select_page
 from cupola.storage.schema import agents, version_events, versions
@@ -63,6 +64,11 @@ def delete_agent(connection: Connection, agent: Agent) -> None:
     connection.execute(delete(agents).where(agents.c.key == agent.key))
 
 
+def set_session_upgrade(connection: Connection, agent: Agent, policy: SessionUpgrade) -> None:
+    """Change what happens to an agent's sessions when a newer version can serve them."""
+    connection.execute(update(agents).where(agents.c.key == agent.key).values(session_upgrade=policy))
+
+
 def create_version(
     connection: Connection,
     agent: Agent,
@@ -107,6 +113,12 @@ def version_by_key(connection: Connection, key: int) -> Version | None:
     """One version by its key, or None."""
     row = connection.execute(_versions().where(versions.c.key == key)).first()
     return None if row is None else _version(row)
+
+
+def version_numbers(connection: Connection, keys: Collection[int]) -> dict[int, int]:
+    """The numbers of versions by their keys."""
+    query = select(versions.c.key, versions.c.number).where(versions.c.key.in_(keys))
+    return {row.key: row.number for row in connection.execute(query)}
 
 
 def latest_version(connection: Connection, agent: Agent, status: VersionStatus | None = None) -> Version | None:
@@ -201,7 +213,8 @@ def _versions() -> Select[Any]:
 
 def _agent(row: Row[Any]) -> Agent:
     identity = Identity(row.principal_id, row.client_id, row.blueprint_id)
-    return Agent(row.key, row.project, row.name, row.guid, identity, row.created_at)
+    upgrade = SessionUpgrade(row.session_upgrade)
+    return Agent(row.key, row.project, row.name, row.guid, identity, row.created_at, upgrade)
 
 
 def _version(row: Row[Any]) -> Version:

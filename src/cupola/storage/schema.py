@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -48,6 +49,7 @@ agents = Table(
     Column("blueprint_id", String, nullable=False),
     Column("next_number", Integer, nullable=False),
     Column("created_at", Integer, nullable=False),
+    Column("session_upgrade", String, nullable=False, server_default="on_idle"),
     UniqueConstraint("project", "name"),
     sqlite_autoincrement=True,
 )
@@ -92,9 +94,10 @@ sessions = Table(
     Column("id", String, nullable=False),
     Column("guid", String, nullable=False, unique=True),
     Column("owner", String, nullable=False),
-    Column("status", String, nullable=False, index=True),
     Column("created_at", Integer, nullable=False),
-    Column("last_accessed_at", Integer, nullable=False),
+    Column("last_accessed_at", Integer, nullable=False, index=True),
+    Column("pinned", Boolean, nullable=False, server_default=text("0")),
+    Column("stopped_at", Integer),
     UniqueConstraint("agent_key", "id"),
     sqlite_autoincrement=True,
 )

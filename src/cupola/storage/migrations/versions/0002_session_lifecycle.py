@@ -1,0 +1,19 @@
+"""How sessions follow new versions, which are pinned to one, and when they were stopped."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("agents", sa.Column("session_upgrade", sa.String, nullable=False, server_default="on_idle"))
+    op.add_column("sessions", sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.text("0")))
+    op.add_column("sessions", sa.Column("stopped_at", sa.Integer))
+    # Whether a session has a sandbox is known to the server that runs it, and to nobody after its end.
+    op.drop_index("ix_sessions_status", "sessions")
+    op.drop_column("sessions", "status")
+    op.create_index("ix_sessions_last_accessed_at", "sessions", ["last_accessed_at"])
