@@ -47,7 +47,7 @@ class StartFailed(Exception):
         return f"{self.message} Its last output:\n" + "\n".join(self.tail[-lines:])
 
 
-@dataclass
+@dataclass(eq=False)
 class RunningAgent:
     """A sandbox that was ready, and the connections to it. `steps` are names and durations in milliseconds; `queued` is how
     many seconds it waited for its place; `kind` says how it was started."""
@@ -58,6 +58,11 @@ class RunningAgent:
     kind: Literal["cold", "started", "primed"] = "cold"
     queued: float = 0.0
     steps: list[tuple[str, float]] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """That it is ready and what that took, for the session's log."""
+        took = ", ".join(f"{step} {duration:.0f} ms" for step, duration in self.steps)
+        return f"The sandbox is ready ({took})."
 
 
 @dataclass(frozen=True)

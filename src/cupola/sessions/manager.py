@@ -249,8 +249,7 @@ class SessionManager:
             version, image, session.id, session.guid, self._directory / session.guid, live.log, place
         )
         agent.queued = queued
-        took = ", ".join(f"{step} {duration:.0f} ms" for step, duration in agent.steps)
-        live.log.status(f"The sandbox is ready ({took}).")
+        live.log.status(agent.describe())
         return agent
 
     async def freeze(self, live: LiveSession, agent: RunningAgent) -> None:

@@ -238,7 +238,7 @@ class WarmPool:
         session_id, guid = new_session_id(), new_session_guid()
         directory = self._directory / guid
         log = SessionLog(directory / "logs")
-        log.status("The sandbox was made ahead of its session.")
+        log.status(f"Starting the sandbox on version {version.number}, ahead of its session.")
         try:
             agent = await self._launcher.launch(version, image, session_id, guid, directory, log, place)
         except BaseException:
@@ -246,6 +246,7 @@ class WarmPool:
             await asyncio.to_thread(shutil.rmtree, directory, True)
             raise
         agent.kind = "started"
+        log.status(agent.describe())
         prepared = Prepared(version, session_id, guid, log, agent, self._clock())
         try:
             await self._launcher.driver.freeze(agent.sandbox.name)

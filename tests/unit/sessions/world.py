@@ -251,6 +251,12 @@ class World:
                         task.result()
                 await asyncio.sleep(0.001)
 
+    async def until_read(self, read: Callable[[], Awaitable[object]], expected: object) -> None:
+        """Wait until something that is written in the background can be read."""
+        async with asyncio.timeout(20):
+            while await read() != expected:
+                await asyncio.sleep(0.001)
+
     def definition(self, image: str = "serve", **fields: object) -> dict[str, object]:
         return {"kind": "hosted", "image": f"registry.example.com/{image}:1", "cpu": "1", "memory": "2Gi", **fields}
 
