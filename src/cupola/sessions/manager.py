@@ -23,7 +23,7 @@ from cupola.domain.session import LIFETIME, Session, SessionStatus, SessionUpgra
 from cupola.domain.version import Agent, Version, require_active
 from cupola.images.store import ImageStore
 from cupola.sessions import binding
-from cupola.sessions.launcher import Launcher, RunningAgent, StartFailed
+from cupola.sessions.launcher import Launcher, RunningAgent, SandboxSession, StartFailed
 from cupola.sessions.lifecycle import Status
 from cupola.sessions.live import LiveSession, Use
 from cupola.sessions.pool import Prepared, WarmPool
@@ -245,9 +245,8 @@ class SessionManager:
         place = await self._launcher.admission.take(version.definition.memory_bytes, live.caller)
         queued = time.perf_counter() - began
         live.log.status(f"Starting the sandbox on version {version.number}.")
-        agent = await self._launcher.launch(
-            version, image, session.id, session.guid, self._directory / session.guid, live.log, place
-        )
+        identity = SandboxSession(session.id, session.guid, self._directory / session.guid)
+        agent = await self._launcher.launch(version, image, identity, live.log, place)
         agent.queued = queued
         live.log.status(agent.describe())
         return agent

@@ -19,7 +19,7 @@ from pathlib import Path
 from cupola.domain.ids import new_session_id
 from cupola.domain.version import Version
 from cupola.images.store import ImageStore
-from cupola.sessions.launcher import Launcher, RunningAgent, StartFailed
+from cupola.sessions.launcher import Launcher, RunningAgent, SandboxSession, StartFailed
 from cupola.storage.sessions import new_session_guid
 from cupola.telemetry.output import SessionLog
 
@@ -240,7 +240,8 @@ class WarmPool:
         log = SessionLog(directory / "logs")
         log.status(f"Starting the sandbox on version {version.number}, ahead of its session.")
         try:
-            agent = await self._launcher.launch(version, image, session_id, guid, directory, log, place)
+            session = SandboxSession(session_id, guid, directory)
+            agent = await self._launcher.launch(version, image, session, log, place)
         except BaseException:
             log.close()
             await asyncio.to_thread(shutil.rmtree, directory, True)

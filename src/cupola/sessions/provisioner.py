@@ -20,9 +20,10 @@ from cupola.domain.version import Version, VersionEvent, VersionStatus
 from cupola.images.model import Image
 from cupola.images.reference import parse_reference
 from cupola.images.store import ImageStore
-from cupola.sessions.launcher import Launcher, StartFailed
+from cupola.sessions.launcher import Launcher, SandboxSession, StartFailed
 from cupola.storage import agents
 from cupola.storage.database import Database
+from cupola.storage.sessions import new_session_guid
 from cupola.telemetry.output import OutputTail
 
 logger = logging.getLogger(__name__)
@@ -164,9 +165,8 @@ class Provisioner:
         directory = self._directory / new_guid()
         place = await self._launcher.admission.take(version.definition.memory_bytes, PROVISIONER, patient=True)
         try:
-            agent = await self._launcher.launch(
-                version, image, new_session_id(), new_guid().replace("-", ""), directory, tail, place
-            )
+            session = SandboxSession(new_session_id(), new_session_guid(), directory)
+            agent = await self._launcher.launch(version, image, session, tail, place)
             for step, duration in agent.steps:
                 await log.add(step, _STEP_MESSAGES[step], time.perf_counter() - duration / 1000)
             await self._launcher.stop(agent, 0)

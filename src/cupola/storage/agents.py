@@ -14,7 +14,7 @@ from cupola.domain.ids import new_guid
 from cupola.domain.session import SessionUpgrade
 from cupola.domain.version import Agent, Identity, Version, VersionEvent, VersionStatus, check_move
 from cupola.storage.paging import Page, PageRequest, select_page
-from cupola.storage.schema import agents, version_events, versions
+from cupola.storage.schema import agents, priming_plans, version_events, versions
 
 _VERSION_COLUMNS = [column.label(f"version_{column.name}") for column in versions.c]
 
@@ -205,6 +205,18 @@ def list_events(connection: Connection, version_key: int) -> tuple[VersionEvent,
         VersionEvent(row.at_milliseconds, row.step, row.message, row.duration_milliseconds, row.failed)
         for row in connection.execute(query)
     )
+
+
+def set_priming_plan(connection: Connection, version_key: int, plan: bytes) -> None:
+    """Keep what interpreters of a version may import ahead; nothing happens when the version is gone."""
+    connection.execute(delete(priming_plans).where(priming_plans.c.version_key == version_key))
+    if connection.execute(select(versions.c.key).where(versions.c.key == version_key)).first() is not None:
+        connection.execute(insert(priming_plans).values(version_key=version_key, plan=plan))
+
+
+def priming_plan(connection: Connection, version_key: int) -> bytes | None:
+    """What interpreters of a version may import ahead, or None where nothing is made ready that way."""
+    return connection.execute(select(priming_plans.c.plan).where(priming_plans.c.version_key == version_key)).scalar()
 
 
 def _versions() -> Select[Any]:

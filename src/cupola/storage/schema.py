@@ -85,6 +85,13 @@ version_events = Table(
     Column("failed", Boolean, nullable=False),
 )
 
+priming_plans = Table(
+    "priming_plans",
+    metadata,
+    Column("version_key", Integer, ForeignKey("versions.key", ondelete="CASCADE"), primary_key=True),
+    Column("plan", LargeBinary, nullable=False),
+)
+
 sessions = Table(
     "sessions",
     metadata,

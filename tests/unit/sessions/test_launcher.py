@@ -11,7 +11,7 @@ from cupola.images.model import Image
 from cupola.sandbox.base import SandboxSpec
 from cupola.sandbox.fake import FakeProcess
 from cupola.sessions.admission import Admission, Limits
-from cupola.sessions.launcher import Launcher, RunningAgent, StartFailed
+from cupola.sessions.launcher import Launcher, RunningAgent, SandboxSession, StartFailed
 from cupola.storage.database import Database
 from cupola.telemetry.output import OutputTail
 from tests.unit.sessions.world import OutOfMemoryDriver, World, exits, program
@@ -21,7 +21,8 @@ async def launch(world: World, version: Version, directory: Path, image: Image |
     stored = image or await world.images.load(version.digest or "")
     assert stored is not None
     place = await world.launcher.admission.take(version.definition.memory_bytes, "test")
-    return await world.launcher.launch(version, stored, "session-1", "guid", directory, OutputTail(), place)
+    session = SandboxSession("session-1", "guid", directory)
+    return await world.launcher.launch(version, stored, session, OutputTail(), place)
 
 
 async def failure(world: World, version: Version, directory: Path, image: Image | None = None) -> StartFailed:

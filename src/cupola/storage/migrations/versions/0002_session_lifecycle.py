@@ -1,4 +1,4 @@
-"""How sessions follow new versions, which are pinned to one, and when they were stopped."""
+"""How sessions follow new versions, which are pinned to one, when they were stopped; what versions import ahead."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,3 +17,8 @@ def upgrade() -> None:
     op.drop_index("ix_sessions_status", "sessions")
     op.drop_column("sessions", "status")
     op.create_index("ix_sessions_last_accessed_at", "sessions", ["last_accessed_at"])
+    op.create_table(
+        "priming_plans",
+        sa.Column("version_key", sa.Integer, sa.ForeignKey("versions.key", ondelete="CASCADE"), primary_key=True),
+        sa.Column("plan", sa.LargeBinary, nullable=False),
+    )
