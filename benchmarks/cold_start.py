@@ -147,6 +147,21 @@ def crun(bench: Bench) -> float:
     return took
 
 
+def load_image(platform: Platform, digest: str) -> Image:
+    """An image as a platform has unpacked it."""
+
+    async def load() -> Image | None:
+        store = ImageStore(platform.data / "images")
+        image = await store.load(digest)
+        await store.close()
+        return image
+
+    image = asyncio.run(load())
+    if image is None:
+        raise RuntimeError("the platform has no image")
+    return image
+
+
 class Cupola:
     """A platform on which the image is deployed."""
 
@@ -158,15 +173,7 @@ class Cupola:
         with self.platform.http() as client:
             self._headers = {**JSON, "authorization": client.headers["authorization"]}
             self._connection = http.client.HTTPConnection("127.0.0.1", client.base_url.port, timeout=DEADLINE)
-        self.image = asyncio.run(self._load(str(version["image_digest"])))
-
-    async def _load(self, digest: str) -> Image:
-        store = ImageStore(self.platform.data / "images")
-        image = await store.load(digest)
-        await store.close()
-        if image is None:
-            raise RuntimeError("the platform has no image")
-        return image
+        self.image = load_image(self.platform, str(version["image_digest"]))
 
     def new_session(self, _: Bench) -> float:
         return self._ask(BODY)[0]

@@ -47,6 +47,7 @@ from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
+from cupola.sessions.primer import Primer
 from cupola.sessions.provisioner import Provisioner
 from cupola.settings import Settings
 from cupola.storage import principals
@@ -189,13 +190,15 @@ class _Server:
                 )
             ),
         )
-        pool = WarmPool(launcher, images, self._folder.sessions, settings.pool_size)
+        primer = Primer(launcher, database)
+        pool = WarmPool(launcher, primer, images, self._folder.sessions, settings.pool_size)
         rest = Rest(settings.freeze_after, settings.hold_limit)
-        manager = SessionManager(database, images, launcher, pool, self._folder.sessions, rest)
+        manager = SessionManager(database, images, launcher, primer, pool, self._folder.sessions, rest)
         provisioner = Provisioner(
             database,
             images,
             launcher,
+            primer,
             self._folder.path / "trials",
             settings.provisioning_concurrency,
             manager.version_activated,

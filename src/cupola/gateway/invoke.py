@@ -17,9 +17,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from cupola.domain.errors import CupolaError, not_found
+from cupola.domain.ids import new_response_id
 from cupola.domain.session import Session, check_session_id
 from cupola.domain.version import Version
 from cupola.gateway import headers
+from cupola.gateway.background import until_complete
 from cupola.gateway.timing import Timing
 from cupola.sandbox.http import AgentConnectionError, AgentUnreachable, Response
 from cupola.sessions.launcher import RunningAgent
@@ -48,6 +50,8 @@ class _ResponsesBody(msgspec.Struct):
     agent_reference: _AgentReference | None = None
     agent_session_id: str | None = None
     model: str | None = None
+    background: bool | None = None
+    previous_response_id: str | None = None
 
 
 _decode_body = msgspec.json.Decoder(_ResponsesBody).decode
@@ -58,6 +62,8 @@ class _Target:
     agent: str
     number: int | None
     session_id: str | None
+    background_id: str | None = None
+    """The id that a response gets which goes on after its request."""
 
 
 class Gateway:
@@ -90,7 +96,8 @@ class Gateway:
         session, version = await self._session(scope, target, "responses")
         query = scope["query_string"]
         path = b"/responses" + (b"?" + query if query else b"")
-        await _while_connected(receive, None, self._forward(scope, send, session, version, path, body))
+        forward = self._forward(scope, send, session, version, path, body, target.background_id)
+        await _while_connected(receive, None, forward)
 
     async def invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST …/protocols/invocations: any body of any type."""
@@ -128,8 +135,11 @@ class Gateway:
         version: Version,
         path: bytes,
         body: bytes | AsyncIterator[bytes],
+        background_id: str | None = None,
     ) -> None:
         sent = headers.to_agent(scope["headers"], scope["cupola.request_id"].encode())
+        if background_id is not None:
+            sent.append((b"x-agent-response-id", background_id.encode()))
         timing: Timing = scope["cupola.server_timing"]
         for last_try in (False, True):
             async with self._manager.running(session, version, scope["cupola.caller"].id) as use:
@@ -144,8 +154,12 @@ class Gateway:
                         continue
                     raise _agent_broke(agent, error) from error
                 timing.answered(response)
-                async with response:
-                    await _pass_on(response, send, session.id, timing, agent)
+                try:
+                    async with response:
+                        await _pass_on(response, send, session.id, timing, agent)
+                finally:
+                    if background_id is not None:
+                        self._manager.keep_awake(session, until_complete(background_id))
                 return
 
     def _check_length(self, scope: Scope) -> None:
@@ -257,7 +271,8 @@ def _responses_target(body: bytes, name_in_path: str | None) -> _Target:
             "invalid_request_error", f"{key}.name: the path is of agent {name[:63]}.", param=f"{key}.name"
         )
     session_id = None if parsed.agent_session_id is None else check_session_id(parsed.agent_session_id)
-    return _Target(name, _number(reference, key), session_id)
+    background_id = new_response_id(parsed.previous_response_id) if parsed.background else None
+    return _Target(name, _number(reference, key), session_id, background_id)
 
 
 def _number(reference: _AgentReference | None, key: str) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from cupola.domain.version import Version
 
 HOME = "/home/session"
+FILES = "/files"
 PORT = 8088
 SESSION_ID, SESSION_GUID = "FOUNDRY_AGENT_SESSION_ID", "FOUNDRY_AGENT_SESSION_GUID"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

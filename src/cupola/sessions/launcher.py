@@ -123,13 +123,15 @@ class Launcher:
         session: SandboxSession | None,
         sink: OutputSink,
         place: Place,
+        *,
+        channel: bool = False,
     ) -> RunningAgent:
-        """Start a program of the image. Without a session it has neither files nor the session's variables, but a channel.
+        """Start a program of the image. Without a session it has neither files nor the session's variables.
 
         Raises StartFailed, leaving nothing behind; the place is then given back.
         """
         began = time.perf_counter()
-        spec = self._spec(version, image, arguments, session)
+        spec = self._spec(version, image, arguments, session, channel)
         try:
             sandbox = await self.driver.start(spec, sink.output)
         except SandboxError as error:
@@ -190,7 +192,12 @@ class Launcher:
         )
 
     def _spec(
-        self, version: Version, image: Image, arguments: tuple[str, ...], session: SandboxSession | None
+        self,
+        version: Version,
+        image: Image,
+        arguments: tuple[str, ...],
+        session: SandboxSession | None,
+        channel: bool,
     ) -> SandboxSpec:
         return SandboxSpec(
             name=f"s-{random_text(20)}",
@@ -204,5 +211,5 @@ class Launcher:
             cpu=version.definition.cpu_cores,
             memory=version.definition.memory_bytes,
             port=PORT,
-            channel=session is None,
+            channel=channel,
         )

@@ -26,7 +26,9 @@ from cupola.sessions import binding
 from cupola.sessions.launcher import Launcher, RunningAgent, SandboxSession, StartFailed
 from cupola.sessions.lifecycle import Status
 from cupola.sessions.live import LiveSession, Use
-from cupola.sessions.pool import Prepared, WarmPool
+from cupola.sessions.pool import StartedSandbox, WarmPool
+from cupola.sessions.primer import Primer
+from cupola.sessions.priming.client import PrimingFailed
 from cupola.storage import agents, sessions
 from cupola.storage.database import Database
 from cupola.telemetry import metrics
@@ -58,6 +60,7 @@ class SessionManager:
         database: Database,
         images: ImageStore,
         launcher: Launcher,
+        primer: Primer,
         pool: WarmPool,
         directory: Path,
         rest: Rest,
@@ -68,6 +71,7 @@ class SessionManager:
         self._database = database
         self._images = images
         self._launcher = launcher
+        self._primer = primer
         self._pool = pool
         self._directory = directory
         self._rest = rest
@@ -125,23 +129,23 @@ class SessionManager:
         version = await self._database.read(
             lambda connection: binding.version_for_new_session(connection, agent, number)
         )
-        prepared = self._pool.claim(version) if session_id is None else None
-        new_id = prepared.session_id if prepared else session_id or new_session_id()
+        ahead = self._pool.claim_started(version) if session_id is None else None
+        new_id = ahead.session.id if ahead else session_id or new_session_id()
 
         def write(connection: Connection) -> Session:
             return sessions.create_session(
-                connection, version, new_id, caller.id, int(self._clock()), guid=prepared.guid if prepared else None,
+                connection, version, new_id, caller.id, int(self._clock()), guid=ahead.session.guid if ahead else None,
                 pinned=number is not None,
             )  # fmt: skip
 
         try:
             session = await self._database.write(write)
         except BaseException:
-            if prepared is not None:
-                self._pool.discard(prepared)
+            if ahead is not None:
+                self._pool.discard(ahead)
             raise
-        if prepared is not None:
-            self._adopt(session, prepared)
+        if ahead is not None:
+            self._adopt(session, ahead)
         return session, version
 
     async def _admit(self, session: Session, version: Version, caller: Principal) -> tuple[Session, Version]:
@@ -199,10 +203,10 @@ class SessionManager:
             raise RuntimeError("the session manager is not running")
         return self._group.create_task(work)
 
-    def _adopt(self, session: Session, prepared: Prepared) -> None:
-        live = self._open(session, prepared.version, prepared.log)
+    def _adopt(self, session: Session, ahead: StartedSandbox) -> None:
+        live = self._open(session, ahead.version, ahead.log)
         live.log.status("The session was given a sandbox that was made ahead.")
-        live.adopt(prepared.agent)
+        live.adopt(ahead.agent)
 
     def keep_awake(self, session: Session, works: Callable[[RunningAgent], Awaitable[None]]) -> None:
         """Hold the session's sandbox, if it has one, until `works` returns: for work that goes on without a request."""
@@ -238,6 +242,16 @@ class SessionManager:
 
     async def _launch(self, live: LiveSession) -> RunningAgent:
         session, version = live.session, live.version
+        identity = SandboxSession(session.id, session.guid, self._directory / session.guid)
+        if (primed := self._pool.claim_primed(version)) is not None:
+            try:
+                live.log.status(f"The session gets an interpreter that was made ready for version {version.number}.")
+                agent = await self._primer.hand_over(primed, identity, live.log)
+            except (PrimingFailed, StartFailed, TimeoutError) as error:
+                live.log.status(f"It could not be used, so the sandbox starts cold: {error}")
+            else:
+                live.log.status(agent.describe())
+                return agent
         image = await self._images.load(version.digest or "")
         if image is None:
             raise StartFailed(f"The image of version {version.name} is no longer stored; deploy it again.", ())
@@ -245,7 +259,6 @@ class SessionManager:
         place = await self._launcher.admission.take(version.definition.memory_bytes, live.caller)
         queued = time.perf_counter() - began
         live.log.status(f"Starting the sandbox on version {version.number}.")
-        identity = SandboxSession(session.id, session.guid, self._directory / session.guid)
         agent = await self._launcher.launch(version, image, identity, live.log, place)
         agent.queued = queued
         live.log.status(agent.describe())
@@ -398,7 +411,9 @@ class SessionManager:
         for status in Status:
             if status is not Status.STORED:
                 metrics.SANDBOXES.labels(status).set(counts[status])
-        metrics.SANDBOXES.labels("pooled").set(len(self._pool))
+        started, primed = self._pool.counts()
+        metrics.SANDBOXES.labels("started_ahead").set(started)
+        metrics.SANDBOXES.labels("primed_ahead").set(primed)
         metrics.WAITING.set(self._launcher.admission.waiting)
 
     def log_directory(self, session: Session) -> Path:

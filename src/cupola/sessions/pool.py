@@ -1,7 +1,9 @@
-"""Sandboxes made ahead: for each version that is in use a few that are started, each with the id of a session to come.
+"""Sandboxes made ahead, for each version that is in use a few of two kinds.
 
-They stand still until they are claimed. How many there are follows from how many were wanted lately; they are made one
-after another, when nothing that somebody waits for is being started, and they are the first to go when room is needed.
+*Started* ones run with the id of a session to come, for sessions whose id the platform makes. *Primed* ones have an
+interpreter that waits for any session. How many there are follows from how many were wanted lately; they are made one after
+another, when nothing that somebody waits for is being started, and they are the first to go when room is needed. Started ones
+stand still until they are claimed.
 """
 
 from __future__ import annotations
@@ -18,8 +20,14 @@ from pathlib import Path
 
 from cupola.domain.ids import new_session_id
 from cupola.domain.version import Version
+from cupola.images.model import Image
 from cupola.images.store import ImageStore
+from cupola.sessions.admission import Place
 from cupola.sessions.launcher import Launcher, RunningAgent, SandboxSession, StartFailed
+from cupola.sessions.primer import PrimedSandbox, Primer
+from cupola.sessions.priming.client import PrimingFailed
+from cupola.sessions.priming.entry_point import NotPrimable
+from cupola.sessions.priming.plan import Plan
 from cupola.storage.sessions import new_session_guid
 from cupola.telemetry.output import SessionLog
 
@@ -37,26 +45,26 @@ RETRY_AFTER = 30.0
 
 
 @dataclass(eq=False)
-class Prepared:
+class StartedSandbox:
     """A running sandbox for a session that does not exist yet."""
 
     version: Version
-    session_id: str
-    guid: str
+    session: SandboxSession
     log: SessionLog
     agent: RunningAgent
-    made_at: float
+
+
+Pooled = StartedSandbox | PrimedSandbox
 
 
 @dataclass(eq=False)
-class _Demand:
-    """What is known of one version."""
+class _Shelf:
+    """The sandboxes of one kind and version: when some were wanted, and those that are ready with the times they were made."""
 
-    version: Version
     wanted_at: deque[float] = field(default_factory=deque)
     last_wanted: float = -math.inf
     retry_at: float = -math.inf
-    ready: list[Prepared] = field(default_factory=list)
+    ready: list[tuple[Pooled, float]] = field(default_factory=list)
 
     def note(self, now: float) -> None:
         self.wanted_at.append(now)
@@ -70,19 +78,44 @@ class _Demand:
             return 0
         return min(most, max(1, len(self.wanted_at)))
 
+    def lacks(self, now: float, most: int) -> bool:
+        return self.retry_at <= now and len(self.ready) < self.size(now, most)
+
+
+class _Demand:
+    """What is wanted of one version."""
+
+    def __init__(self, version: Version) -> None:
+        self.version = version
+        self.started = _Shelf()
+        self.primed = _Shelf()
+        self.plan: Plan | None = None
+        self.plan_is_known = False
+
+    @property
+    def shelves(self) -> tuple[_Shelf, ...]:
+        # Without a plan there are no interpreters to make ready.
+        return (self.started,) if self.plan_is_known and self.plan is None else (self.started, self.primed)
+
+    @property
+    def last_wanted(self) -> float:
+        return max(self.started.last_wanted, self.primed.last_wanted)
+
 
 class WarmPool:
-    """The sandboxes made ahead. `size` is the most per version; 0 switches it off. `directory` is that of sessions."""
+    """The sandboxes made ahead. `size` is the most per version and kind, 0 for none. `directory` is that of sessions."""
 
     def __init__(
         self,
         launcher: Launcher,
+        primer: Primer,
         images: ImageStore,
         directory: Path,
         size: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._launcher = launcher
+        self._primer = primer
         self._images = images
         self._directory = directory
         self._size = size
@@ -98,47 +131,63 @@ class WarmPool:
             self._group = group
             ending = group.create_task(stopping.wait(), name="the pool's end")
             while not stopping.is_set():
-                await self._refill(group)
+                self._tidy()
+                self._refill(group)
                 self._wake.clear()
                 waking = group.create_task(self._wake.wait(), name="the pool's work")
                 await asyncio.wait({waking, ending}, timeout=REFILL_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
                 waking.cancel()
+            self.forget_all()
             self._group = None
-            await self._stop_making()
-            for demand in self._demands.values():
-                for prepared in demand.ready:
-                    group.create_task(self._remove(prepared))
-            self._demands.clear()
+            if self._making is not None:
+                await asyncio.wait([self._making[1]])
 
-    def __len__(self) -> int:
-        return sum(len(demand.ready) for demand in self._demands.values())
+    def counts(self) -> tuple[int, int]:
+        """How many are ready: started ones, and primed ones."""
+        demands = self._demands.values()
+        return sum(len(demand.started.ready) for demand in demands), sum(len(demand.primed.ready) for demand in demands)
 
     def expect(self, version: Version) -> None:
         """A version has become active: the next new session is likely to be on it, and not on an older one."""
         for demand in list(self._demands.values()):
             if demand.version.agent.key == version.agent.key:
                 self.forget(demand.version.key)
-        self._want(version)
+        wanted = self._demand(version)
+        if wanted is not None:
+            for shelf in wanted.shelves:
+                shelf.note(self._clock())
 
-    def claim(self, version: Version) -> Prepared | None:
-        """A sandbox for a new session of a version, if one is ready."""
-        demand = self._want(version)
-        if demand is None:
+    def claim_started(self, version: Version) -> StartedSandbox | None:
+        """A running sandbox for a new session of a version, if one is ready."""
+        demand = self._demand(version)
+        found = None if demand is None else self._claim(demand.started)
+        if not isinstance(found, StartedSandbox):
             return None
-        while demand.ready:
-            prepared = demand.ready.pop(0)
-            if not prepared.agent.sandbox.exited.done():
-                self._launcher.driver.thaw(prepared.agent.sandbox.name)
-                return prepared
-            self.discard(prepared)
+        self._launcher.driver.thaw(found.agent.sandbox.name)
+        return found
+
+    def claim_primed(self, version: Version) -> PrimedSandbox | None:
+        """A waiting interpreter for any session of a version, if one is ready."""
+        demand = self._demand(version)
+        found = None if demand is None else self._claim(demand.primed)
+        return found if isinstance(found, PrimedSandbox) else None
+
+    def _claim(self, shelf: _Shelf) -> Pooled | None:
+        shelf.note(self._clock())
+        while shelf.ready:
+            pooled, _ = shelf.ready.pop(0)
+            if not pooled.agent.sandbox.exited.done():
+                return pooled
+            self.discard(pooled)
         return None
 
     def forget(self, version_key: int) -> None:
         """What was made ahead for a version is out of date: remove it, and make no more until it is wanted again."""
         demand = self._demands.pop(version_key, None)
         if demand is not None:
-            for prepared in demand.ready:
-                self.discard(prepared)
+            for shelf in demand.shelves:
+                for pooled, _ in shelf.ready:
+                    self.discard(pooled)
         if self._making is not None and self._making[0] == version_key:
             self._making[1].cancel()
 
@@ -146,117 +195,127 @@ class WarmPool:
         """Remove everything that was made ahead."""
         for key in list(self._demands):
             self.forget(key)
+        if self._making is not None:
+            self._making[1].cancel()
 
     def give_up_one(self) -> bool:
         """Remove the sandbox that is needed least; False when there is none."""
-        full = [demand for demand in self._demands.values() if demand.ready]
+        full = [shelf for demand in self._demands.values() for shelf in demand.shelves if shelf.ready]
         if not full:
             return False
-        least = min(full, key=lambda demand: demand.last_wanted)
+        least = min(full, key=lambda shelf: shelf.last_wanted)
         # Not made again at once: room was just needed for something else.
         least.retry_at = self._clock() + RETRY_AFTER
-        self.discard(least.ready.pop(0))
+        self.discard(least.ready.pop(0)[0])
         return True
 
-    def discard(self, prepared: Prepared) -> None:
+    def discard(self, pooled: Pooled) -> None:
         """Remove a sandbox that will not be used, in the background."""
         if self._group is not None:
-            self._group.create_task(self._remove(prepared), name=f"discard {prepared.session_id}")
+            self._group.create_task(self._remove(pooled), name="discard a sandbox made ahead")
 
     async def drained(self, version_key: int) -> None:
         """Returns when nothing of a version is being made."""
+        making = self._making
         self.forget(version_key)
-        if self._making is not None and self._making[0] == version_key:
-            await asyncio.wait([self._making[1]])
+        if making is not None and making[0] == version_key:
+            await asyncio.wait([making[1]])
 
-    def _want(self, version: Version) -> _Demand | None:
+    def _demand(self, version: Version) -> _Demand | None:
         if not self._size or self._group is None:
             return None
-        demand = self._demands.get(version.key)
-        if demand is None:
-            demand = self._demands[version.key] = _Demand(version)
-        demand.note(self._clock())
         self._wake.set()
-        return demand
+        return self._demands.setdefault(version.key, _Demand(version))
 
-    async def _refill(self, group: asyncio.TaskGroup) -> None:
+    def _tidy(self) -> None:
         now = self._clock()
         for key, demand in list(self._demands.items()):
-            wanted = demand.size(now, self._size)
-            for prepared in list(demand.ready):
-                stale = now - prepared.made_at > MAXIMUM_AGE or prepared.agent.sandbox.exited.done()
-                if stale or len(demand.ready) > wanted:
-                    demand.ready.remove(prepared)
-                    self.discard(prepared)
-            if wanted == 0 and not demand.ready:
+            for shelf in demand.shelves:
+                for entry in list(shelf.ready):
+                    pooled, made_at = entry
+                    stale = now - made_at > MAXIMUM_AGE or pooled.agent.sandbox.exited.done()
+                    if stale or len(shelf.ready) > shelf.size(now, self._size):
+                        shelf.ready.remove(entry)
+                        self.discard(pooled)
+            if now - demand.last_wanted > FORGET_AFTER and not any(shelf.ready for shelf in demand.shelves):
                 del self._demands[key]
-        if self._making is None and not self._launcher.starting:
-            lacking = [
-                demand
-                for demand in self._demands.values()
-                if demand.retry_at <= now and len(demand.ready) < demand.size(now, self._size)
-            ]
-            if lacking:
-                # Who has the fewest goes first.
-                demand = min(lacking, key=lambda demand: len(demand.ready))
-                task = group.create_task(self._make(demand), name=f"make ahead {demand.version.name}")
-                self._making = (demand.version.key, task)
-                task.add_done_callback(lambda _: self._made())
+
+    def _refill(self, group: asyncio.TaskGroup) -> None:
+        if self._making is not None or self._launcher.starting:
+            return
+        now = self._clock()
+        lacking = [
+            (len(shelf.ready), -shelf.last_wanted, number, demand, shelf)
+            for number, demand in enumerate(self._demands.values())
+            for shelf in demand.shelves
+            if shelf.lacks(now, self._size)
+        ]
+        if lacking:
+            # Who has the fewest goes first, then who was wanted last.
+            *_, demand, shelf = min(lacking, key=lambda entry: entry[:3])
+            task = group.create_task(self._make(demand, shelf), name=f"make ahead {demand.version.name}")
+            self._making = (demand.version.key, task)
+            task.add_done_callback(lambda _: self._made())
 
     def _made(self) -> None:
         self._making = None
         self._wake.set()
 
-    async def _stop_making(self) -> None:
-        if self._making is not None:
-            task = self._making[1]
-            task.cancel()
-            await asyncio.wait([task])
-
-    async def _make(self, demand: _Demand) -> None:
+    async def _make(self, demand: _Demand, shelf: _Shelf) -> None:
         try:
-            prepared = await self._prepare(demand.version)
-        except StartFailed as error:
-            logger.warning("no sandbox could be made ahead for %s: %s", demand.version.name, error.message)
+            if not demand.plan_is_known:
+                demand.plan = await self._primer.plan(demand.version)
+                demand.plan_is_known = True
+            pooled = await self._prepare(demand, primed=shelf is demand.primed)
+        except (StartFailed, PrimingFailed, NotPrimable, TimeoutError) as error:
+            logger.warning("no sandbox could be made ahead for %s: %s", demand.version.name, error)
         except Exception:
             logger.exception("no sandbox could be made ahead for %s", demand.version.name)
         else:
-            if prepared is not None and self._demands.get(demand.version.key) is demand:
-                demand.ready.append(prepared)
+            if pooled is not None and self._demands.get(demand.version.key) is demand:
+                shelf.ready.append((pooled, self._clock()))
                 return
-            if prepared is not None:
-                await self._remove(prepared)
-        demand.retry_at = self._clock() + RETRY_AFTER
+            if pooled is not None:
+                await self._remove(pooled)
+        shelf.retry_at = self._clock() + RETRY_AFTER
 
-    async def _prepare(self, version: Version) -> Prepared | None:
+    async def _prepare(self, demand: _Demand, *, primed: bool) -> Pooled | None:
+        version = demand.version
         image = await self._images.load(version.digest or "")
-        place = self._launcher.admission.try_take(version.definition.memory_bytes)
-        if image is None or place is None:
-            if place is not None:
-                place.give_back()
+        if image is None or (primed and demand.plan is None):
             return None
-        session_id, guid = new_session_id(), new_session_guid()
-        directory = self._directory / guid
-        log = SessionLog(directory / "logs")
+        place = self._launcher.admission.try_take(version.definition.memory_bytes)
+        if place is None:
+            return None
+        if primed and demand.plan is not None:
+            return await self._primer.prime(version, image, demand.plan, place)
+        return await self._start(version, image, place)
+
+    async def _start(self, version: Version, image: Image, place: Place) -> StartedSandbox:
+        guid = new_session_guid()
+        session = SandboxSession(new_session_id(), guid, self._directory / guid)
+        log = SessionLog(session.directory / "logs")
         log.status(f"Starting the sandbox on version {version.number}, ahead of its session.")
         try:
-            session = SandboxSession(session_id, guid, directory)
             agent = await self._launcher.launch(version, image, session, log, place)
         except BaseException:
             log.close()
-            await asyncio.to_thread(shutil.rmtree, directory, True)
+            await asyncio.to_thread(shutil.rmtree, session.directory, True)
             raise
         agent.kind = "started"
         log.status(agent.describe())
-        prepared = Prepared(version, session_id, guid, log, agent, self._clock())
+        pooled = StartedSandbox(version, session, log, agent)
         try:
             await self._launcher.driver.freeze(agent.sandbox.name)
         except BaseException:
-            await self._remove(prepared)
+            await self._remove(pooled)
             raise
-        return prepared
+        return pooled
 
-    async def _remove(self, prepared: Prepared) -> None:
-        await self._launcher.stop(prepared.agent, 0)
-        prepared.log.close()
-        await asyncio.to_thread(shutil.rmtree, self._directory / prepared.guid, True)
+    async def _remove(self, pooled: Pooled) -> None:
+        if isinstance(pooled, PrimedSandbox):
+            await self._primer.discard(pooled)
+            return
+        await self._launcher.stop(pooled.agent, 0)
+        pooled.log.close()
+        await asyncio.to_thread(shutil.rmtree, pooled.session.directory, True)

@@ -20,7 +20,9 @@ from cupola.domain.version import Version, VersionEvent, VersionStatus
 from cupola.images.model import Image
 from cupola.images.reference import parse_reference
 from cupola.images.store import ImageStore
+from cupola.sessions.admission import Place
 from cupola.sessions.launcher import Launcher, SandboxSession, StartFailed
+from cupola.sessions.primer import Primer
 from cupola.storage import agents
 from cupola.storage.database import Database
 from cupola.storage.sessions import new_session_guid
@@ -42,6 +44,7 @@ class Provisioner:
         database: Database,
         images: ImageStore,
         launcher: Launcher,
+        primer: Primer,
         directory: Path,
         concurrency: int,
         activated: Callable[[Version], None],
@@ -50,6 +53,7 @@ class Provisioner:
         self._database = database
         self._images = images
         self._launcher = launcher
+        self._primer = primer
         self._directory = directory
         self._slots = asyncio.Semaphore(max(1, concurrency))
         self._activated = activated
@@ -170,6 +174,8 @@ class Provisioner:
             for step, duration in agent.steps:
                 await log.add(step, _STEP_MESSAGES[step], time.perf_counter() - duration / 1000)
             await self._launcher.stop(agent, 0)
+            if version.definition.primes:
+                await self._prime(version, image, session, log)
         except StartFailed as error:
             for line in error.tail:
                 await log.add("output", line, None)
@@ -177,6 +183,15 @@ class Provisioner:
             raise CupolaError(code, error.describe()) from error
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, True)
+
+    async def _prime(self, version: Version, image: Image, session: SandboxSession, log: _EventLog) -> None:
+        """Find out what its interpreters can import ahead; a version that has nothing of the kind is none the worse."""
+
+        async def place() -> Place:
+            memory = version.definition.memory_bytes
+            return await self._launcher.admission.take(memory, PROVISIONER, patient=True)
+
+        await self._primer.learn(version, image, session, place, lambda text, began: log.add("prime", text, began))
 
     async def _fail(self, version: Version, log: _EventLog, code: str, message: str) -> None:
         # The lines that the container printed are events of their own.

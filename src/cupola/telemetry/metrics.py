@@ -16,9 +16,7 @@ INVOKE_SECONDS = Histogram(
     registry=REGISTRY,
     buckets=_BUCKETS,
 )
-SANDBOXES = Gauge(
-    "cupola_sandboxes", "Sandboxes by status; pooled ones are made ahead.", ("status",), registry=REGISTRY
-)
+SANDBOXES = Gauge("cupola_sandboxes", "Sandboxes by status, and those made ahead.", ("status",), registry=REGISTRY)
 WAITING = Gauge("cupola_sandbox_queue", "Requests that wait for a place for their sandbox.", registry=REGISTRY)
 
 __all__ = ["CONTENT_TYPE", "INVOKE_SECONDS", "REGISTRY", "SANDBOXES", "WAITING", "exposition"]

@@ -95,6 +95,11 @@ class Exchange:
             if message.get("body"):
                 return bytes(message["body"])
 
+    async def answer_is_over(self) -> None:
+        """The application has nothing more to say."""
+        while await self.chunk() is not None:
+            pass
+
     async def answer(self) -> Answer:
         status, headers = await self.head()
         parts = []

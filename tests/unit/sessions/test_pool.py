@@ -12,7 +12,7 @@ from cupola.sandbox.fake import FakeProcess
 from cupola.sessions.admission import Limits
 from cupola.sessions.lifecycle import Status
 from cupola.sessions.manager import Rest
-from cupola.sessions.pool import Prepared
+from cupola.sessions.pool import StartedSandbox
 from cupola.storage import agents
 from cupola.storage.database import Database
 from tests.unit.sessions.world import ADA, NEVER_FROZEN, World, exits, program
@@ -26,7 +26,7 @@ async def warm(tmp_path: Path, database: Database) -> AsyncIterator[World]:
 
 async def filled(world: World, version: Version, count: int = 1) -> None:
     world.pool.expect(version)
-    await world.until(lambda: len(world.pool) == count)
+    await world.until(lambda: world.pool.counts()[0] == count)
 
 
 async def test_a_new_session_gets_a_sandbox_that_was_made_ahead(warm: World) -> None:
@@ -75,9 +75,9 @@ async def test_more_are_made_ahead_when_more_are_wanted_up_to_the_limit(warm: Wo
     await filled(warm, version)
     for _ in range(5):
         await warm.manager.resolve(version.agent, None, None, ADA)
-    await warm.until(lambda: len(warm.pool) == 2)
+    await warm.until(lambda: warm.pool.counts()[0] == 2)
     await asyncio.sleep(0.05)
-    assert len(warm.pool) == 2
+    assert warm.pool.counts()[0] == 2
 
 
 async def test_nothing_is_made_ahead_without_a_pool(world: World) -> None:
@@ -92,15 +92,22 @@ async def test_a_new_version_replaces_what_was_made_ahead_for_the_old_one(warm: 
     await filled(warm, first)
     second = await warm.add()
     warm.manager.version_activated(second)
-    await warm.until(lambda: [prepared.version for prepared in ready(warm)] == [second])
+    await warm.until(lambda: [pooled.version for pooled in ready(warm)] == [second])
     async with asyncio.timeout(10):
         while await warm.sandboxes() != 1:
             await asyncio.sleep(0.001)
-    assert {path.name for path in (warm.directory / "sessions").iterdir()} == {ready(warm)[0].guid}
+    assert {path.name for path in (warm.directory / "sessions").iterdir()} == {
+        path.name for path in [ready(warm)[0].session.directory]
+    }
 
 
-def ready(world: World) -> list[Prepared]:
-    return [prepared for demand in world.pool._demands.values() for prepared in demand.ready]
+def ready(world: World) -> list[StartedSandbox]:
+    return [
+        pooled
+        for demand in world.pool._demands.values()
+        for pooled, _ in demand.started.ready
+        if isinstance(pooled, StartedSandbox)
+    ]
 
 
 async def test_deleting_a_version_removes_what_was_made_ahead_for_it(warm: World) -> None:
@@ -166,7 +173,7 @@ async def test_what_was_made_ahead_makes_room_first(tmp_path: Path, database: Da
         for number in range(2):
             session = await world.session(version, f"session-{number}")
             assert await world.ask(session, version) == b"hello"
-        assert len(world.pool) == 0
+        assert world.pool.counts()[0] == 0
 
 
 # Frozen sandboxes

@@ -26,6 +26,7 @@ from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
+from cupola.sessions.primer import Primer
 from cupola.sessions.provisioner import Provisioner
 from cupola.storage import agents, sessions
 from cupola.storage.database import Database
@@ -206,11 +207,13 @@ class World:
         self.age = 0.0
         """Seconds by which the manager's monotonic clock is ahead."""
         stored = directory / "sessions"
-        self.pool = WarmPool(self.launcher, self.images, stored, pool_size)
+        self.primer = Primer(self.launcher, database)
+        self.pool = WarmPool(self.launcher, self.primer, self.images, stored, pool_size)
         self.manager = SessionManager(
             database,
             self.images,
             self.launcher,
+            self.primer,
             self.pool,
             stored,
             rest,
@@ -218,7 +221,7 @@ class World:
             lambda: time.monotonic() + self.age,
         )
         self.provisioner = Provisioner(
-            database, self.images, self.launcher, directory / "trials", 2, self.manager.version_activated,
+            database, self.images, self.launcher, self.primer, directory / "trials", 2, self.manager.version_activated,
             lambda: self.now,
         )  # fmt: skip
         self.stopping = asyncio.Event()
