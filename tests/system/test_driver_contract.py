@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from cupola.sandbox.base import MIB, Driver, Exit, Sandbox, SandboxError, SandboxSpec
+from cupola.sandbox.docker.driver import DockerDriver
 from cupola.sandbox.fake import FakeDriver, FakeProcess
 from cupola.sandbox.http import AgentClient
 from cupola.sandbox.oci.driver import OciDriver
+from tests.system.engine import PrivateEngine
 
 PROGRAMS = Path(__file__).parent / "contract_programs"
 _numbers = itertools.count(1)
@@ -75,6 +77,16 @@ class OciHarness(Harness):
         return _spec((self._base, PROGRAMS), arguments, directory, memory)
 
 
+class DockerHarness(Harness):
+    def __init__(self, base: Path, engine: Path) -> None:
+        self._base = base
+        self.driver = DockerDriver(f"test{os.getpid()}x{next(_numbers)}", engine)
+
+    def spec(self, program: str, directory: Path | None, *, memory: int = 256 * MIB) -> SandboxSpec:
+        arguments = ("/nonexistent",) if program == "missing" else ("python3", "-u", f"/{program}.py")
+        return _spec((self._base, PROGRAMS), arguments, directory, memory)
+
+
 def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path | None, memory: int) -> SandboxSpec:
     return SandboxSpec(
         name=f"s-{next(_numbers)}",
@@ -91,10 +103,13 @@ def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path 
     )
 
 
-@pytest.fixture(params=["fake", "crun", "runc"])
+@pytest.fixture(params=["fake", "crun", "runc", "docker"])
 async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     if request.param == "fake":
         made: Harness = FakeHarness()
+    elif request.param == "docker":
+        engine: PrivateEngine = request.getfixturevalue("engine")
+        made = DockerHarness(request.getfixturevalue("base_root"), engine.socket)
     else:
         if os.geteuid() != 0:
             pytest.skip("the oci driver needs root")
