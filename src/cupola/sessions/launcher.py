@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cupola.domain.egress import NO_EGRESS, EgressPolicy
 from cupola.domain.ids import random_text
 from cupola.domain.version import Version
 from cupola.images.model import Image
@@ -52,6 +53,11 @@ class RunningAgent:
     steps: list[tuple[str, float]] = field(default_factory=list)
 
 
+async def no_egress(project: str) -> EgressPolicy:
+    """The policy of every project where nothing else is said."""
+    return NO_EGRESS
+
+
 @dataclass(frozen=True)
 class Installation:
     """What sandboxes are told about the platform they run on."""
@@ -60,6 +66,7 @@ class Installation:
     project_endpoint: Callable[[str], str]
     startup_timeout: float
     stop_grace: float
+    egress: Callable[[str], Awaitable[EgressPolicy]] = no_egress
 
 
 class Launcher:
@@ -79,7 +86,8 @@ class Launcher:
         sink: OutputSink,
     ) -> RunningAgent:
         """Start and wait. `directory` is the session's durable one. Raises StartFailed, leaving nothing behind."""
-        spec = self._spec(version, image, session_id, session_guid, directory, sink)
+        egress = await self.installation.egress(version.agent.project)
+        spec = self._spec(version, image, session_id, session_guid, directory, sink, egress)
         started = time.perf_counter()
         try:
             sandbox = await self.driver.start(spec, sink.output)
@@ -116,6 +124,7 @@ class Launcher:
         session_guid: str,
         directory: Path,
         sink: OutputSink,
+        egress: EgressPolicy,
     ) -> SandboxSpec:
         arguments = (*image.config.entrypoint, *image.config.command)
         if not arguments:
@@ -139,4 +148,5 @@ class Launcher:
             cpu=version.definition.cpu_cores,
             memory=version.definition.memory_bytes,
             port=PORT,
+            egress=egress,
         )
