@@ -119,7 +119,8 @@ def bare(bench: Bench) -> float:
 
 def crun(bench: Bench) -> float:
     folder, environment = bench.overlay(), bench.environment
-    (folder / "hosts").write_text("127.0.0.1 localhost\n")
+    for name in ("hosts", "resolv.conf"):
+        (folder / name).write_text("")
     for name in ("home", "files"):
         (folder / name).mkdir()
     name = f"bench-{folder.name}"
@@ -129,8 +130,12 @@ def crun(bench: Bench) -> float:
         cpu=1.0, memory=1024 * MIB,
     )  # fmt: skip
     home, files = folder / "home", folder / "files"
-    config = runtime_config(spec, folder / "root", folder / "hosts", home, files, f"/{GROUP}/{name}", User(1000, 1000))
-    config["linux"]["namespaces"].remove({"type": "network"})
+    config = runtime_config(
+        spec, folder / "root", folder / "hosts", folder / "resolv.conf", home, files, f"/{GROUP}/{name}",
+        "/proc/self/ns/net", User(1000, 1000),
+    )  # fmt: skip
+    namespaces = config["linux"]["namespaces"]
+    config["linux"]["namespaces"] = [namespace for namespace in namespaces if namespace["type"] != "network"]
     # A sysfs needs a network namespace of its own.
     config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "sysfs"]
     (folder / "config.json").write_text(json.dumps(config))

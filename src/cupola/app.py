@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import uvicorn
@@ -22,12 +23,14 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cupola.api.agents import AgentsApi
+from cupola.api.egress import EgressApi
 from cupola.api.http import Errors, RequestIds
 from cupola.api.logs import LogsApi
 from cupola.api.metrics import MetricsApi
 from cupola.api.projects import DEFAULT_PROJECT, Project
 from cupola.api.sessions import SessionsApi
 from cupola.api.tokens import TokensApi
+from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy
 from cupola.domain.errors import CupolaError, not_found
 from cupola.gateway.invoke import Gateway
 from cupola.identity.authentication import Authentication
@@ -43,6 +46,7 @@ from cupola.sandbox.oci.driver import (
     enter_private_mount_namespace,
     sweep_dead_installations,
 )
+from cupola.sandbox.oci.network.network import Network, NetworkSettings
 from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import Rest, SessionManager
@@ -128,15 +132,17 @@ class _Server:
                 self._run_directory,
                 self._folder.sandboxes,
                 settings.oci_runtime or None,
+                NetworkSettings(state.https_port, IPv4Network(settings.sandbox_network), settings.dns_servers),
             )
             try:
                 await driver.open()
             except SandboxError as error:
                 raise CupolaError("driver", f"Sandboxes cannot be made on this machine: {error}.") from error
+            default_egress = _default_egress(settings, driver.network)
             try:
                 for name in await driver.names():
                     await driver.stop(name, 0)
-                await self._serve(state, (https, http), database, images, driver, on_ready)
+                await self._serve(state, (https, http), database, images, driver, default_egress, on_ready)
             finally:
                 await driver.close()
                 await images.close()
@@ -168,11 +174,13 @@ class _Server:
         database: Database,
         images: ImageStore,
         driver: OciDriver,
+        default_egress: EgressPolicy,
         on_ready: Callable[[ServerState], None],
     ) -> None:
         settings = self._settings
         certificates = await asyncio.to_thread(self._certificates)
         tokens = Tokens(load_or_create_key(self._folder.signing_key), self._tenant)
+        egress_api = EgressApi(database, default_egress)
         launcher = Launcher(
             driver,
             Installation(
@@ -180,6 +188,7 @@ class _Server:
                 project_endpoint=lambda project: f"{state.https_url}/api/projects/{project}",
                 startup_timeout=settings.startup_timeout,
                 stop_grace=settings.stop_grace,
+                egress=egress_api.policy,
             ),
             Admission(
                 Limits(
@@ -209,6 +218,7 @@ class _Server:
         routes = [
             *agents_api.routes(),
             *SessionsApi(database, manager).routes(),
+            *egress_api.routes(),
             *LogsApi(database, manager).routes(),
             *gateway.routes(),
         ]
@@ -236,6 +246,20 @@ class _Server:
                 server.should_exit = True
             await asyncio.wait(serving)
             sandboxes_stopping.set()
+
+
+def _default_egress(settings: Settings, network: Network) -> EgressPolicy:
+    """The policy of projects that were given none, which is all that this host can provide."""
+    if settings.egress == EgressMode.NONE:
+        return NO_EGRESS
+    if network.no_egress is not None:
+        logger.warning(
+            "sandboxes can have no way out here, so the default egress policy is none: %s", network.no_egress
+        )
+        return NO_EGRESS
+    if network.warning is not None:
+        logger.warning("%s", network.warning)
+    return EgressPolicy(EgressMode(settings.egress))
 
 
 def _application(project: Project, tokens_api: TokensApi, metrics_api: MetricsApi, tokens: Tokens) -> ASGIApp:

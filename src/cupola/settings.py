@@ -6,14 +6,19 @@ value comes from.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cupola.domain.egress import PRIVATE
 from cupola.domain.errors import CupolaError
+
+RESERVED_PORTS = (53, 8088)
+"""Of a sandbox's loopback: the name service and the agent."""
 
 
 def _default_data() -> Path:
@@ -58,6 +63,9 @@ class Settings:
     docker_socket: Path = setting(Path("/var/run/docker.sock"), "where docker-daemon: images come from")
     registry_mirrors: dict[str, str] = setting(dict, "registry host = base URL of a registry to ask instead")
     insecure_registries: tuple[str, ...] = setting((), "registry hosts that are asked by plain HTTP")
+    egress: str = setting("open", "what sandboxes of a project without a policy may reach: open, none")
+    sandbox_network: str = setting("10.183.0.0/16", "private network that sandboxes' addresses are from")
+    dns_servers: tuple[str, ...] = setting((), "addresses to ask for names; empty asks those of /etc/resolv.conf")
 
 
 _VARIABLES = {"CUPOLA_CONFIG", *(f"CUPOLA_{entry.name.upper()}" for entry in fields(Settings))}
@@ -142,9 +150,51 @@ def _convert(name: str, raw: Any, source: str) -> Any:
                 raise CupolaError(
                     "bad_setting", f"{name} (from {source}): {url!r} for {host} must begin with http:// or https://."
                 )
-    if name == "driver" and value != "oci":
-        raise CupolaError("bad_setting", f"driver (from {source}): {value!r} is unknown; the only driver is oci.")
+    if name == "https_port" and value in RESERVED_PORTS:
+        text = f"https_port (from {source}): {value} is in use inside of sandboxes; choose another port."
+        raise CupolaError("bad_setting", text)
+    if name in _CHECKS:
+        try:
+            _CHECKS[name](value)
+        except ValueError as error:
+            raise CupolaError("bad_setting", f"{name} (from {source}): {error}.") from None
     return value
+
+
+def _check_driver(value: str) -> None:
+    if value != "oci":
+        raise ValueError(f"{value!r} is unknown; the only driver is oci")
+
+
+def _check_egress(value: str) -> None:
+    if value not in ("open", "none"):
+        raise ValueError(f"expected open or none, got {value!r}; a project's own policy can be an allow-list")
+
+
+def _check_sandbox_network(value: str) -> None:
+    wanted = "expected a private network such as 10.183.0.0/16, from /8 to /24"
+    try:
+        network = ipaddress.IPv4Network(value)
+    except ValueError:
+        raise ValueError(f"{wanted}, got {value!r}") from None
+    if not 8 <= network.prefixlen <= 24 or not any(network.subnet_of(private) for private in PRIVATE):
+        raise ValueError(f"{wanted}, got {value!r}")
+
+
+def _check_dns_servers(value: tuple[str, ...]) -> None:
+    for address in value:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise ValueError(f"expected addresses such as 192.0.2.53, got {address!r}") from None
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "driver": _check_driver,
+    "egress": _check_egress,
+    "sandbox_network": _check_sandbox_network,
+    "dns_servers": _check_dns_servers,
+}
 
 
 def _to_bool(raw: Any) -> bool:

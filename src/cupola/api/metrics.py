@@ -25,6 +25,6 @@ class MetricsApi:
     async def show(self, request: Request) -> Response:
         """All metrics as text."""
         if not caller(request).administrator:
-            raise CupolaError("not_allowed", "Only administrators may read the metrics.", status=403)
+            raise CupolaError("forbidden", "Only administrators may read the metrics.", status=403)
         self._manager.measure()
         return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)

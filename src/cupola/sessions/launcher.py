@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from cupola.domain.egress import NO_EGRESS, EgressPolicy
 from cupola.domain.ids import random_text
 from cupola.domain.version import Version
 from cupola.images.model import Image
@@ -74,6 +75,11 @@ class RunningAgent:
         return f"The sandbox is ready ({took})."
 
 
+async def no_egress(project: str) -> EgressPolicy:
+    """The policy of every project where nothing else is said."""
+    return NO_EGRESS
+
+
 @dataclass(frozen=True)
 class Installation:
     """What sandboxes are told about the platform they run on."""
@@ -82,6 +88,7 @@ class Installation:
     project_endpoint: Callable[[str], str]
     startup_timeout: float
     stop_grace: float
+    egress: Callable[[str], Awaitable[EgressPolicy]] = no_egress
 
 
 class Launcher:
@@ -131,8 +138,9 @@ class Launcher:
         Raises StartFailed, leaving nothing behind; the place is then given back.
         """
         began = time.perf_counter()
-        spec = self._spec(version, image, arguments, session, channel)
         try:
+            egress = await self.installation.egress(version.agent.project)
+            spec = self._spec(version, image, arguments, session, channel, egress)
             sandbox = await self.driver.start(spec, sink.output)
         except SandboxError as error:
             place.give_back()
@@ -198,6 +206,7 @@ class Launcher:
         arguments: tuple[str, ...],
         session: SandboxSession | None,
         channel: bool,
+        egress: EgressPolicy,
     ) -> SandboxSpec:
         return SandboxSpec(
             name=f"s-{random_text(20)}",
@@ -212,4 +221,5 @@ class Launcher:
             memory=version.definition.memory_bytes,
             port=PORT,
             channel=channel,
+            egress=egress,
         )

@@ -37,6 +37,14 @@ projects = Table(
     Column("created_at", Integer, nullable=False),
 )
 
+egress_policies = Table(
+    "egress_policies",
+    metadata,
+    Column("project", String, ForeignKey("projects.name", ondelete="CASCADE"), primary_key=True),
+    Column("policy", Text, nullable=False),
+    Column("changed_at", Integer, nullable=False),
+)
+
 agents = Table(
     "agents",
     metadata,

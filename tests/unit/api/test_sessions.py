@@ -162,7 +162,7 @@ async def test_administrators_read_where_the_time_went(world: World, application
     assert 'cupola_sandboxes{status="running"} 1.0' in text
     assert "cupola_sandbox_queue 0.0" in text
     assert re.search(r'cupola_invoke_phase_seconds_count{phase="start",tier="cold"} [1-9]', text)
-    assert (await ada.call("GET", "/metrics")).error == (403, "not_allowed")
+    assert (await ada.call("GET", "/metrics")).error == (403, "forbidden")
 
 
 async def test_a_refusal_says_where_the_time_went(world: World, ada: Caller) -> None:

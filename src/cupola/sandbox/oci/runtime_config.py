@@ -36,10 +36,19 @@ _DEVICES = (
 
 
 def runtime_config(
-    spec: SandboxSpec, root: Path, hosts: Path, home: Path, files: Path, cgroup: str, user: User
+    spec: SandboxSpec,
+    root: Path,
+    hosts: Path,
+    resolver: Path,
+    home: Path,
+    files: Path,
+    cgroup: str,
+    network: str,
+    user: User,
 ) -> dict[str, Any]:
-    """The whole configuration. `root` is the mounted root, `hosts` a file that becomes `/etc/hosts`, `home` and `files`
-    are the host's directories for what the specification names so."""
+    """The whole configuration. `root` is the mounted root, `hosts` and `resolver` are files that become `/etc/hosts` and
+    `/etc/resolv.conf`, `home` and `files` are the host's directories for what the specification names so, `network` is
+    the path of a network namespace."""
     open_files = open_files_limit()
     capabilities = list(CAPABILITIES)
     return {
@@ -72,12 +81,16 @@ def runtime_config(
             {"destination": "/sys", "type": "sysfs", "source": "sysfs",
              "options": ["nosuid", "noexec", "nodev", "ro"]},
             _bind(hosts, "/etc/hosts", "ro"),
+            _bind(resolver, "/etc/resolv.conf", "ro"),
             _bind(home, HOME, "rw"),
             _bind(files, FILES, "rw"),
         ],
         "linux": {
             "cgroupsPath": cgroup,
-            "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network", "cgroup")],
+            "namespaces": [
+                *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
+                {"type": "network", "path": network},
+            ],
             "resources": {
                 "memory": {"limit": spec.memory, "swap": spec.memory},
                 "cpu": {"quota": max(1000, int(spec.cpu * CPU_PERIOD)), "period": CPU_PERIOD},
