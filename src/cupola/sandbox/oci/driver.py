@@ -394,10 +394,17 @@ def _standard_input(channel: bool) -> tuple[socket.socket | None, int]:
 
 
 def _make_directories(user: User, *directories: Path) -> None:
+    """Have the directories, with all that is in them the user's own: files may be older than the user, who comes with the
+    image of a version. Links are not followed."""
     for directory in directories:
-        if not directory.exists():
-            directory.mkdir(parents=True, mode=0o700)
-            os.chown(directory, user.uid, user.gid)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if directory.stat().st_uid == user.uid:
+            continue
+        os.chown(directory, user.uid, user.gid)
+        for _, inner, files, descriptor in os.fwalk(directory):
+            for name in (*inner, *files):
+                with contextlib.suppress(FileNotFoundError):
+                    os.chown(name, user.uid, user.gid, dir_fd=descriptor, follow_symlinks=False)
 
 
 def _attach(namespace: int, user: User, directories: dict[str, Path]) -> None:
