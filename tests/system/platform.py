@@ -123,7 +123,13 @@ class Platform:
 def traces(data: Path) -> list[str]:
     """Whatever of a platform is left on this machine: processes, control groups, mounts, run directories, sandboxes."""
     name = data.joinpath("installation").read_text().replace("-", "")[:12]
-    found = [f"group {path}" for path in Path("/sys/fs/cgroup").glob(f"**/cupola-{name}")]
+    # Others' groups may vanish during the walk, which os.walk does not mind.
+    groups = (
+        Path(directory) / f"cupola-{name}"
+        for directory, names, _ in os.walk("/sys/fs/cgroup")
+        if f"cupola-{name}" in names
+    )
+    found = [f"group {path}" for path in groups]
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal():
             continue
