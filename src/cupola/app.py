@@ -28,13 +28,15 @@ from cupola.api.projects import DEFAULT_PROJECT, Project
 from cupola.api.tokens import TokensApi
 from cupola.domain.errors import CupolaError, not_found
 from cupola.gateway.invoke import Gateway
+from cupola.host.choice import Choice, choose, driver_checks
+from cupola.host.machine import look
 from cupola.identity.authentication import Authentication
 from cupola.identity.certificates import Certificates, ensure_certificates
 from cupola.identity.secret import hash_secret, new_secret, write_private
 from cupola.identity.tokens import Tokens, load_or_create_key
 from cupola.images.store import ImageStore
 from cupola.installation import DataFolder, ServerState
-from cupola.sandbox.base import SandboxError
+from cupola.sandbox.base import Driver, SandboxError
 from cupola.sandbox.oci.driver import (
     LOCK_NAME,
     OciDriver,
@@ -61,6 +63,12 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
     """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start."""
     folder = DataFolder(settings.data)
     tenant = folder.create()
+    choice = _choose_driver(settings)
+    logger.info("sandboxes are made by the %s driver: %s", choice.driver, choice.reason)
+    if choice.driver == "docker":
+        with folder.lock():
+            uvloop.run(_Server(settings, folder, tenant, _docker_driver(settings, tenant)).serve(on_ready))
+        return
     try:
         enter_private_mount_namespace()
     except OSError as error:
@@ -70,7 +78,22 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
             "CAP_SYS_ADMIN and outside of a chroot.",
         ) from error
     with folder.lock(), _run_directory(_short(tenant)) as run_directory:
-        uvloop.run(_Server(settings, folder, tenant, run_directory).serve(on_ready))
+        driver = OciDriver(_short(tenant), run_directory, folder.sandboxes, settings.oci_runtime or None)
+        uvloop.run(_Server(settings, folder, tenant, driver).serve(on_ready))
+
+
+def _choose_driver(settings: Settings) -> Choice:
+    if settings.driver != "auto":
+        return Choice(settings.driver, "the setting driver asks for it")
+    machine = look(settings.oci_runtime)
+    return choose(driver_checks(machine, settings.oci_runtime, settings.docker_socket))
+
+
+def _docker_driver(settings: Settings, tenant: str) -> Driver:
+    # What it needs takes long to import, and most servers do not need it.
+    from cupola.sandbox.docker.driver import DockerDriver
+
+    return DockerDriver(_short(tenant), settings.docker_socket)
 
 
 def _short(tenant: str) -> str:
@@ -99,11 +122,11 @@ def _run_directory(name: str) -> Iterator[Path]:
 
 
 class _Server:
-    def __init__(self, settings: Settings, folder: DataFolder, tenant: str, run_directory: Path) -> None:
+    def __init__(self, settings: Settings, folder: DataFolder, tenant: str, driver: Driver) -> None:
         self._settings = settings
         self._folder = folder
         self._tenant = tenant
-        self._run_directory = run_directory
+        self._driver = driver
 
     async def serve(self, on_ready: Callable[[ServerState], None]) -> None:
         settings = self._settings
@@ -118,12 +141,7 @@ class _Server:
                 insecure_registries=settings.insecure_registries,
                 docker_socket=settings.docker_socket,
             )
-            driver = OciDriver(
-                _short(self._tenant),
-                self._run_directory,
-                self._folder.sandboxes,
-                settings.oci_runtime or None,
-            )
+            driver = self._driver
             try:
                 await driver.open()
             except SandboxError as error:
@@ -162,7 +180,7 @@ class _Server:
         sockets: tuple[socket.socket, socket.socket],
         database: Database,
         images: ImageStore,
-        driver: OciDriver,
+        driver: Driver,
         on_ready: Callable[[ServerState], None],
     ) -> None:
         settings = self._settings
@@ -267,7 +285,7 @@ def _listen(host: str, port: int, what: str) -> socket.socket:
         ) from error
 
 
-def _on_signals(stopping: asyncio.Event, driver: OciDriver) -> None:
+def _on_signals(stopping: asyncio.Event, driver: Driver) -> None:
     def stop() -> None:
         if stopping.is_set():
             driver.hurry()

@@ -15,6 +15,8 @@ from typing import Any
 
 from cupola.domain.errors import CupolaError
 
+DRIVERS = ("auto", "oci", "docker")
+
 
 def _default_data() -> Path:
     if os.geteuid() == 0:
@@ -37,7 +39,7 @@ class Settings:
     data: Path = setting(_default_data, "folder for everything that is kept")
     https_port: int = setting(8443, "port for HTTPS on localhost; 0 takes any free one")
     http_port: int = setting(8080, "port for HTTP on 127.0.0.1; 0 takes any free one")
-    driver: str = setting("oci", "what makes sandboxes: oci")
+    driver: str = setting("auto", "what makes sandboxes: oci, docker, or auto for the first of them that can")
     oci_runtime: str = setting("", "OCI runtime of the oci driver; empty takes crun, else runc")
     startup_timeout: float = setting(60.0, "how long an agent may take from its start to answering GET /readiness")
     stop_grace: float = setting(30.0, "time between SIGTERM and SIGKILL when a sandbox is stopped")
@@ -46,7 +48,9 @@ class Settings:
     local_images: bool = setting(
         True, "let administrators deploy oci:, oci-archive:, docker-archive:, docker-daemon: images"
     )
-    docker_socket: Path = setting(Path("/var/run/docker.sock"), "where docker-daemon: images come from")
+    docker_socket: Path = setting(
+        Path("/var/run/docker.sock"), "Docker engine of the docker driver and of docker-daemon: images"
+    )
     registry_mirrors: dict[str, str] = setting(dict, "registry host = base URL of a registry to ask instead")
     insecure_registries: tuple[str, ...] = setting((), "registry hosts that are asked by plain HTTP")
 
@@ -133,8 +137,9 @@ def _convert(name: str, raw: Any, source: str) -> Any:
                 raise CupolaError(
                     "bad_setting", f"{name} (from {source}): {url!r} for {host} must begin with http:// or https://."
                 )
-    if name == "driver" and value != "oci":
-        raise CupolaError("bad_setting", f"driver (from {source}): {value!r} is unknown; the only driver is oci.")
+    if name == "driver" and value not in DRIVERS:
+        known = ", ".join(DRIVERS)
+        raise CupolaError("bad_setting", f"driver (from {source}): {value!r} is unknown; the drivers are {known}.")
     return value
 
 
