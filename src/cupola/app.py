@@ -33,20 +33,22 @@ from cupola.api.tokens import TokensApi
 from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy
 from cupola.domain.errors import CupolaError, not_found
 from cupola.gateway.invoke import Gateway
+from cupola.host.choice import Choice, choose, driver_checks
+from cupola.host.machine import look
 from cupola.identity.authentication import Authentication
 from cupola.identity.certificates import Certificates, ensure_certificates
 from cupola.identity.secret import hash_secret, new_secret, write_private
 from cupola.identity.tokens import Tokens, load_or_create_key
 from cupola.images.store import ImageStore
 from cupola.installation import DataFolder, ServerState
-from cupola.sandbox.base import SandboxError
+from cupola.sandbox.base import Driver, SandboxError
 from cupola.sandbox.oci.driver import (
     LOCK_NAME,
     OciDriver,
     enter_private_mount_namespace,
     sweep_dead_installations,
 )
-from cupola.sandbox.oci.network.network import Network, NetworkSettings
+from cupola.sandbox.oci.network.network import NetworkSettings
 from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import Rest, SessionManager
@@ -70,6 +72,13 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
     """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start."""
     folder = DataFolder(settings.data)
     tenant = folder.create()
+    choice = _choose_driver(settings)
+    logger.info("sandboxes are made by the %s driver: %s", choice.driver, choice.reason)
+    if choice.driver == "docker":
+        with folder.lock():
+            docker = _docker_driver(settings, tenant)
+            uvloop.run(_Server(settings, folder, tenant, lambda _: docker).serve(on_ready))
+        return
     try:
         enter_private_mount_namespace()
     except OSError as error:
@@ -79,7 +88,26 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
             "CAP_SYS_ADMIN and outside of a chroot.",
         ) from error
     with folder.lock(), _run_directory(_short(tenant)) as run_directory:
-        uvloop.run(_Server(settings, folder, tenant, run_directory).serve(on_ready))
+
+        def oci(state: ServerState) -> Driver:
+            network = NetworkSettings(state.https_port, IPv4Network(settings.sandbox_network), settings.dns_servers)
+            return OciDriver(_short(tenant), run_directory, folder.sandboxes, settings.oci_runtime or None, network)
+
+        uvloop.run(_Server(settings, folder, tenant, oci).serve(on_ready))
+
+
+def _choose_driver(settings: Settings) -> Choice:
+    if settings.driver != "auto":
+        return Choice(settings.driver, "the setting driver asks for it")
+    machine = look(settings.oci_runtime)
+    return choose(driver_checks(machine, settings.oci_runtime, settings.docker_socket))
+
+
+def _docker_driver(settings: Settings, tenant: str) -> Driver:
+    # What it needs takes long to import, and most servers do not need it.
+    from cupola.sandbox.docker.driver import DockerDriver
+
+    return DockerDriver(_short(tenant), settings.docker_socket)
 
 
 def _short(tenant: str) -> str:
@@ -108,11 +136,13 @@ def _run_directory(name: str) -> Iterator[Path]:
 
 
 class _Server:
-    def __init__(self, settings: Settings, folder: DataFolder, tenant: str, run_directory: Path) -> None:
+    def __init__(
+        self, settings: Settings, folder: DataFolder, tenant: str, make_driver: Callable[[ServerState], Driver]
+    ) -> None:
         self._settings = settings
         self._folder = folder
         self._tenant = tenant
-        self._run_directory = run_directory
+        self._make_driver = make_driver
 
     async def serve(self, on_ready: Callable[[ServerState], None]) -> None:
         settings = self._settings
@@ -127,18 +157,12 @@ class _Server:
                 insecure_registries=settings.insecure_registries,
                 docker_socket=settings.docker_socket,
             )
-            driver = OciDriver(
-                _short(self._tenant),
-                self._run_directory,
-                self._folder.sandboxes,
-                settings.oci_runtime or None,
-                NetworkSettings(state.https_port, IPv4Network(settings.sandbox_network), settings.dns_servers),
-            )
+            driver = self._make_driver(state)
             try:
                 await driver.open()
             except SandboxError as error:
                 raise CupolaError("driver", f"Sandboxes cannot be made on this machine: {error}.") from error
-            default_egress = _default_egress(settings, driver.network)
+            default_egress = _default_egress(settings, driver)
             try:
                 for name in await driver.names():
                     await driver.stop(name, 0)
@@ -173,7 +197,7 @@ class _Server:
         sockets: tuple[socket.socket, socket.socket],
         database: Database,
         images: ImageStore,
-        driver: OciDriver,
+        driver: Driver,
         default_egress: EgressPolicy,
         on_ready: Callable[[ServerState], None],
     ) -> None:
@@ -248,10 +272,14 @@ class _Server:
             sandboxes_stopping.set()
 
 
-def _default_egress(settings: Settings, network: Network) -> EgressPolicy:
+def _default_egress(settings: Settings, driver: Driver) -> EgressPolicy:
     """The policy of projects that were given none, which is all that this host can provide."""
     if settings.egress == EgressMode.NONE:
         return NO_EGRESS
+    if not isinstance(driver, OciDriver):
+        logger.warning("only the oci driver gives sandboxes a way out, so the default egress policy is none")
+        return NO_EGRESS
+    network = driver.network
     if network.no_egress is not None:
         logger.warning(
             "sandboxes can have no way out here, so the default egress policy is none: %s", network.no_egress
@@ -319,7 +347,7 @@ def _listen(host: str, port: int, what: str) -> socket.socket:
         ) from error
 
 
-def _on_signals(stopping: asyncio.Event, driver: OciDriver) -> None:
+def _on_signals(stopping: asyncio.Event, driver: Driver) -> None:
     def stop() -> None:
         if stopping.is_set():
             driver.hurry()

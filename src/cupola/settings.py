@@ -19,6 +19,7 @@ from cupola.domain.errors import CupolaError
 
 RESERVED_PORTS = (53, 8088)
 """Of a sandbox's loopback: the name service and the agent."""
+DRIVERS = ("auto", "oci", "docker")
 
 
 def _default_data() -> Path:
@@ -42,7 +43,7 @@ class Settings:
     data: Path = setting(_default_data, "folder for everything that is kept")
     https_port: int = setting(8443, "port for HTTPS on localhost; 0 takes any free one")
     http_port: int = setting(8080, "port for HTTP on 127.0.0.1; 0 takes any free one")
-    driver: str = setting("oci", "what makes sandboxes: oci")
+    driver: str = setting("auto", "what makes sandboxes: oci, docker, or auto for the first of them that can")
     oci_runtime: str = setting("", "OCI runtime of the oci driver; empty takes crun, else runc")
     startup_timeout: float = setting(60.0, "how long an agent may take from its start to answering GET /readiness")
     stop_grace: float = setting(30.0, "time between SIGTERM and SIGKILL when a sandbox is stopped")
@@ -60,7 +61,9 @@ class Settings:
     local_images: bool = setting(
         True, "let administrators deploy oci:, oci-archive:, docker-archive:, docker-daemon: images"
     )
-    docker_socket: Path = setting(Path("/var/run/docker.sock"), "where docker-daemon: images come from")
+    docker_socket: Path = setting(
+        Path("/var/run/docker.sock"), "Docker engine of the docker driver and of docker-daemon: images"
+    )
     registry_mirrors: dict[str, str] = setting(dict, "registry host = base URL of a registry to ask instead")
     insecure_registries: tuple[str, ...] = setting((), "registry hosts that are asked by plain HTTP")
     egress: str = setting("open", "what sandboxes of a project without a policy may reach: open, none")
@@ -162,8 +165,8 @@ def _convert(name: str, raw: Any, source: str) -> Any:
 
 
 def _check_driver(value: str) -> None:
-    if value != "oci":
-        raise ValueError(f"{value!r} is unknown; the only driver is oci")
+    if value not in DRIVERS:
+        raise ValueError(f"{value!r} is unknown; the drivers are {', '.join(DRIVERS)}")
 
 
 def _check_egress(value: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from cupola.domain.egress import EgressMode
 from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec
 from cupola.sandbox.docker.container import container_config
 from cupola.sandbox.docker.engine import Engine, EngineError
@@ -103,6 +104,8 @@ class DockerDriver(Driver):
     async def make(self, spec: SandboxSpec, output: Output) -> Sandbox:
         if spec.channel or spec.home is None or spec.files is None:
             raise SandboxError("the docker driver cannot give directories or input to a sandbox that runs already")
+        if spec.egress.mode is not EgressMode.NONE:
+            raise SandboxError("the docker driver gives sandboxes no way out: set the project's egress policy to none")
         try:
             user = await asyncio.to_thread(_prepare, spec, spec.home, spec.files)
         except OSError as error:
