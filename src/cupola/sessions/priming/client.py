@@ -21,9 +21,11 @@ READ_SIZE = 64 * 1024
 SESSION_VARIABLES = ("FOUNDRY_AGENT_SESSION_ID", "FOUNDRY_AGENT_SESSION_GUID")
 
 _FILE_NAME = "<frozen importlib._bootstrap>"
-"""Frames of this name are left out of tracebacks of failed imports, and warnings pass them over."""
-_PROGRAM = Path(__file__).with_name("interpreter.py").read_bytes()
-_RECORDER = Path(__file__).with_name("recorder.py").read_text()
+"""Of the programs inside: tracebacks of failed imports leave such frames out, and warnings pass them over."""
+_INSIDE = Path(__file__).with_name("inside")
+_PROGRAM = (_INSIDE / "interpreter.py").read_bytes()
+_RECORDER = tuple((_INSIDE / name).read_text() for name in ("watches.py", "recorder.py"))
+_PRIMER = ((_INSIDE / "primer.py").read_text(),)
 
 _BOOTSTRAP = f"""\
 import posix,sys
@@ -71,8 +73,8 @@ class _Failed(msgspec.Struct, frozen=True, tag_field="type", tag="failed"):
     modules: _Reasons
 
 
-_messages = msgspec.json.Decoder(Imported | Primed | Running | _Failed)
 _Message = Imported | Primed | Running | _Failed
+_messages: msgspec.json.Decoder[_Message] = msgspec.json.Decoder(_Message)
 
 
 def primer_arguments(entry_point: EntryPoint) -> tuple[str, ...]:
@@ -139,7 +141,7 @@ class PrimingChannel:
         """
         self._variables = tuple(variables)
         await self._send(
-            entry_point, type="record", recorder=_RECORDER, variables=self._variables, directories=tuple(directories)
+            entry_point, task="record", programs=_RECORDER, variables=self._variables, directories=tuple(directories)
         )
         asyncio.get_running_loop().add_reader(self._channel, self._collect)
         self._reading = True
@@ -159,8 +161,8 @@ class PrimingChannel:
         Raises PrimingFailed.
         """
         await self._send(
-            entry_point, type="prime", modules=plan.modules, unwanted=tuple(plan.skipped), variables=plan.variables,
-            environment=list(environment.items()),
+            entry_point, task="prime", programs=_PRIMER, environment=list(environment.items()),
+            modules=plan.modules, unwanted=tuple(plan.skipped), variables=plan.variables,
         )  # fmt: skip
         answer = await self._answer()
         if not isinstance(answer, Primed):

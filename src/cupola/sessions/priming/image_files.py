@@ -52,10 +52,7 @@ class ImageFiles:
                 continue
             if found is None or not stat.S_ISDIR(found[2].st_mode):
                 return None
-            if part == "..":
-                parts = parts[:-1]
-            else:
-                parts = [*parts, part]
+            parts = parts[:-1] if part == ".." else [*parts, part]
             found = self._find(parts)
             if found is not None and stat.S_ISLNK(found[2].st_mode):
                 links += 1
