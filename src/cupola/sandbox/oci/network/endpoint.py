@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 
-from cupola.sandbox.oci.network.streams import BUFFER, StreamServer
+from cupola.sandbox.oci.network.streams import BUFFER, StreamServer, closing
 
 MOST_CONNECTIONS = 64
 
@@ -28,16 +28,15 @@ class Endpoint:
         await self._server.close()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port, limit=BUFFER)
-        server_writer.transport.set_write_buffer_limits(BUFFER)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_pump(reader, server_writer))
-                group.create_task(_pump(server_reader, writer))
-        except* OSError:
-            pass
-        finally:
-            server_writer.transport.abort()
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._port, limit=BUFFER)
+        async with closing(to_server):
+            pumps = [asyncio.create_task(_pump(*ends)) for ends in ((reader, to_server), (from_server, writer))]
+            try:
+                await asyncio.gather(*pumps)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -49,7 +49,7 @@ table {ROUTER_TABLE} {{
         iifname "{UPLINK}" drop
         oifname != "{UPLINK}" goto refuse
         iifname . ct mark @connected ct state established,related accept
-        ct state != new drop
+        ct state invalid drop
         meta l4proto != {{ tcp, udp }} drop
         ip daddr @never goto refuse
         ip daddr @host_addresses goto refuse

@@ -32,7 +32,8 @@ from cupola.sandbox.oci.network.upstream import HostResolvers
 logger = logging.getLogger(__name__)
 
 NAME_SERVICE_PORT = 53
-BACKLOG = 64
+BACKLOG = 256
+"""Connections that wait to be taken; beyond it the kernel breaks them off."""
 DEFAULT_SANDBOXES = IPv4Network("10.183.0.0/16")
 UDP_BUFFER = 64 * 1024
 

@@ -32,6 +32,11 @@ USUAL_MTU = 1500
 SIOCGIFMTU = 0x8921
 
 
+def interface_name(installation: str) -> str:
+    """The host's interface to an installation's router; Linux takes 15 characters."""
+    return PREFIX + hashlib.sha256(installation.encode()).hexdigest()[:11]
+
+
 class NoRouter(Exception):
     """Sandboxes cannot be connected to the outside; the message says what is missing."""
 
@@ -54,7 +59,7 @@ class Router:
         self._run = run
         self._host = host
         self._sandboxes = sandboxes
-        self._interface = PREFIX + hashlib.sha256(installation.encode()).hexdigest()[:11]
+        self._interface = interface_name(installation)
         self._number = 0
         self._host_addresses: frozenset[IPv4Address] | None = None
         self._uplinks: frozenset[str] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from cupola.sandbox.oci.network.allowance import Allowance
 
@@ -67,8 +67,17 @@ class StreamServer:
         # Whatever becomes of a connection is the sandbox's business.
         with connection, contextlib.suppress(OSError, EOFError, TimeoutError):
             reader, writer = await asyncio.open_connection(sock=connection, limit=BUFFER)
-            try:
-                writer.transport.set_write_buffer_limits(BUFFER)
+            async with closing(writer):
                 await self._handle(reader, writer)
-            finally:
-                writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Close a connection after the block: once everything is sent where that went well, else at once."""
+    writer.transport.set_write_buffer_limits(BUFFER)
+    try:
+        yield
+        writer.close()
+        await writer.wait_closed()
+    finally:
+        writer.transport.abort()
