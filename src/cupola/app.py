@@ -24,10 +24,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cupola.api.agents import AgentsApi
 from cupola.api.egress import EgressApi
+from cupola.api.files import FilesApi
 from cupola.api.http import Errors, RequestIds
 from cupola.api.logs import LogsApi
 from cupola.api.metrics import MetricsApi
 from cupola.api.projects import DEFAULT_PROJECT, Project
+from cupola.api.session_lookup import SessionLookup
 from cupola.api.sessions import SessionsApi
 from cupola.api.tokens import TokensApi
 from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy
@@ -237,13 +239,15 @@ class _Server:
             manager.version_activated,
         )
         agents_api = AgentsApi(database, images, provisioner, manager, local_images=settings.local_images)
+        lookup = SessionLookup(database)
         gateway = Gateway(database, manager, settings.max_request_body)
         projects = await database.read(principals.project_names)
         routes = [
             *agents_api.routes(),
-            *SessionsApi(database, manager).routes(),
+            *SessionsApi(lookup, database, manager).routes(),
             *egress_api.routes(),
-            *LogsApi(database, manager).routes(),
+            *FilesApi(lookup, self._folder.sessions).routes(),
+            *LogsApi(lookup, manager).routes(),
             *gateway.routes(),
         ]
         app = _application(Project(projects, routes), TokensApi(database, tokens), MetricsApi(manager), tokens)

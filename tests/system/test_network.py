@@ -374,7 +374,7 @@ async def test_a_name_that_changes_its_address_leads_nowhere_else(bench: Bench, 
     answers = iter([[PUBLIC], ["10.1.2.3"], ["169.254.169.254"], [HOST]])
 
     class Changing(dict[str, list[str]]):
-        def get(self, name: str, default: object = None) -> list[str]:  # type: ignore[override]
+        def get(self, name: str, default: object = None) -> list[str]:
             return next(answers, [HOST]) if name == "turning.example" else []
 
     internet.zone = Changing()
