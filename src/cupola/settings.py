@@ -41,6 +41,13 @@ class Settings:
     oci_runtime: str = setting("", "OCI runtime of the oci driver; empty takes crun, else runc")
     startup_timeout: float = setting(60.0, "how long an agent may take from its start to answering GET /readiness")
     stop_grace: float = setting(30.0, "time between SIGTERM and SIGKILL when a sandbox is stopped")
+    session_disk: int = setting(
+        10 * 1024**3,
+        "what a session may keep on the disk, in its writable layer, $HOME and /files together; 0 is no limit",
+    )
+    disk_reserve: int = setting(
+        1024**3, "free space of the disk at which sandboxes that go on writing are stopped; 0 is none"
+    )
     max_request_body: int = setting(32 * 1024**2, "largest body of a request")
     provisioning_concurrency: int = setting(2, "versions that are pulled and tried at once")
     local_images: bool = setting(
