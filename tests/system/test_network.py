@@ -406,7 +406,7 @@ async def test_no_question_about_a_denied_name_leaves(bench: Bench, internet: In
             # It still works afterwards.
             [("name", "localhost")],
         )
-        assert [asked for asked in internet.questions if "allowed.example 1" != asked] == []
+        assert [asked for asked in internet.questions if asked != "allowed.example 1"] == []
     assert bench.told
     assert all(line.isprintable() for line in "".join(bench.told).splitlines())
 
