@@ -57,6 +57,7 @@ from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
 from cupola.sessions.primer import Primer
 from cupola.sessions.provisioner import Provisioner
+from cupola.sessions.volumes import LocalVolumes
 from cupola.settings import Settings
 from cupola.storage import principals
 from cupola.storage.database import Database, open_engine
@@ -243,15 +244,16 @@ class _Server:
             ),
         )
         primer = Primer(launcher, database)
-        pool = WarmPool(launcher, primer, images, self._folder.sessions, settings.pool_size)
+        volumes = LocalVolumes(self._folder.volumes)
+        pool = WarmPool(launcher, primer, images, volumes, self._folder.logs, settings.pool_size)
         rest = Rest(settings.freeze_after, settings.hold_limit)
-        manager = SessionManager(database, images, launcher, primer, pool, self._folder.sessions, rest)
+        manager = SessionManager(database, images, launcher, primer, pool, volumes, self._folder.logs, rest)
         provisioner = Provisioner(
             database,
             images,
             launcher,
             primer,
-            self._folder.path / "trials",
+            LocalVolumes(self._folder.trials),
             settings.provisioning_concurrency,
             manager.version_activated,
         )
@@ -263,7 +265,7 @@ class _Server:
             *agents_api.routes(),
             *SessionsApi(lookup, database, manager).routes(),
             *egress_api.routes(),
-            *FilesApi(lookup, self._folder.sessions).routes(),
+            *FilesApi(lookup, volumes).routes(),
             *LogsApi(lookup, manager).routes(),
             *gateway.routes(),
         ]

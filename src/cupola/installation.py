@@ -37,33 +37,56 @@ class ServerState:
 
 @dataclass(frozen=True)
 class DataFolder:
-    """Names of what is kept where."""
+    """Names of what is kept where.
+
+    What the server itself reads and writes is in `server`, which belongs to the user that it runs as. What untrusted code
+    makes, or runs from, is beside it and out of its reach when that user is not root.
+    """
 
     path: Path
 
     @property
+    def server(self) -> Path:
+        return self.path / "server"
+
+    @property
     def database(self) -> Path:
-        return self.path / "cupola.db"
+        return self.server / "cupola.db"
 
     @property
     def certificates(self) -> Path:
-        return self.path / "tls"
+        return self.server / "tls"
+
+    @property
+    def certificate_bundle(self) -> Path:
+        return self.certificates / "bundle.pem"
 
     @property
     def signing_key(self) -> Path:
-        return self.path / "signing.key"
+        return self.server / "signing.key"
 
     @property
     def administrator_secret(self) -> Path:
-        return self.path / "administrator.secret"
+        return self.server / "administrator.secret"
+
+    @property
+    def logs(self) -> Path:
+        """Of sessions, a directory for each."""
+        return self.server / "logs"
 
     @property
     def images(self) -> Path:
         return self.path / "images"
 
     @property
-    def sessions(self) -> Path:
-        return self.path / "sessions"
+    def volumes(self) -> Path:
+        """The durable directories of sandboxes."""
+        return self.path / "volumes"
+
+    @property
+    def trials(self) -> Path:
+        """As volumes, but for starts that only try an image."""
+        return self.path / "trials"
 
     @property
     def sandboxes(self) -> Path:
@@ -77,6 +100,7 @@ class DataFolder:
         """Make the folder if it is missing; returns the installation's id, a UUID. Raises CupolaError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.server.mkdir(exist_ok=True, mode=0o700)
             name = self.path / "installation"
             if not name.exists():
                 name.write_text(str(uuid.uuid4()))
@@ -103,7 +127,7 @@ class DataFolder:
                     time.sleep(LOCK_PAUSE)
                 else:
                     break
-            state = self.path / "server.json"
+            state = self.server / "server.json"
             # A server that was killed has left its own.
             state.unlink(missing_ok=True)
             try:
@@ -125,9 +149,9 @@ class DataFolder:
 
     def write_state(self, state: ServerState) -> None:
         """Say that the server is ready."""
-        partial = self.path / ".server.json.new"
+        partial = self.server / ".server.json.new"
         partial.write_text(json.dumps(asdict(state)))
-        partial.replace(self.path / "server.json")
+        partial.replace(self.server / "server.json")
 
     def running_server(self) -> ServerState | None:
         """The server that is ready on this folder, if there is one."""
@@ -138,5 +162,5 @@ class DataFolder:
         if not self.is_locked():
             return None
         with contextlib.suppress(FileNotFoundError):
-            return ServerState(**json.loads((self.path / "server.json").read_text()))
+            return ServerState(**json.loads((self.server / "server.json").read_text()))
         return None

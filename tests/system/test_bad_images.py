@@ -117,7 +117,7 @@ agent.run()
     with platform.http() as http:
         answer = http.post("/agents/noisy/endpoint/protocols/openai/responses", json={"input": "x"})
     assert answer.json()["output"][0]["content"][0]["text"] == "heard"
-    logs = (platform.data / "sessions").rglob("console*.jsonl")
+    logs = (platform.data / "server" / "logs").rglob("console*.jsonl")
     assert 0 < sum(path.stat().st_size for path in logs) < 9 * 1024 * 1024
 
 

@@ -108,15 +108,16 @@ def test_a_deleted_agent_leaves_no_files(start_platform: Callable[..., Platform]
     platform.deploy("echo", echo_image)
     with platform.http() as http:
         http.post("/agents/echo/endpoint/protocols/openai/responses", json={"input": "count"}).raise_for_status()
-        layers = platform.data / "images" / "layers"
+        layers, volumes = platform.data / "images" / "layers", platform.data / "volumes"
         assert len(list(layers.iterdir())) >= 3
-        assert len(list((platform.data / "sessions").iterdir())) == 1
+        assert list(volumes.iterdir()) != []
         assert http.delete("/agents/echo?force=true").status_code == 200
         end = time.monotonic() + 20
-        while list(layers.iterdir()) and time.monotonic() < end:
+        while [*layers.iterdir(), *volumes.iterdir()] and time.monotonic() < end:
             time.sleep(0.02)
         assert list(layers.iterdir()) == []
-        assert list((platform.data / "sessions").iterdir()) == []
+        assert list(volumes.iterdir()) == []
+        assert list((platform.data / "server" / "logs").iterdir()) == []
     assert platform.deploy("echo", echo_image)["status"] == "active"
 
 

@@ -53,13 +53,12 @@ def test_what_is_kept_is_inside_the_folder(folder: DataFolder) -> None:
         folder.certificates,
         folder.signing_key,
         folder.administrator_secret,
-        folder.images,
-        folder.sessions,
-        folder.sandboxes,
-        folder.server_log,
+        folder.logs,
     }
-    assert len(named) == 8
-    assert {path.parent for path in named} == {folder.path}
+    beside = {folder.images, folder.volumes, folder.trials, folder.sandboxes, folder.server_log, folder.server}
+    assert (len(named), len(beside)) == (5, 6)
+    assert {path.parent for path in named} == {folder.server}
+    assert {path.parent for path in beside} == {folder.path}
 
 
 def test_one_server_at_a_time_uses_a_folder(folder: DataFolder) -> None:
@@ -114,7 +113,7 @@ def test_a_server_is_found_once_it_is_ready_until_it_stops(folder: DataFolder) -
         folder.write_state(STATE)
         assert folder.running_server() == STATE
     assert folder.running_server() is None
-    assert not (folder.path / "server.json").exists()
+    assert not (folder.server / "server.json").exists()
 
 
 def test_a_server_that_was_killed_is_not_taken_for_the_one_that_starts(folder: DataFolder) -> None:

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from starlette.requests import Request
@@ -19,11 +18,12 @@ from starlette.types import Receive, Scope, Send
 from cupola.api.http import error_response, json_object, limit_and_order
 from cupola.api.session_lookup import SessionLookup
 from cupola.domain.errors import CupolaError
-from cupola.sessions.file_listing import DirectoryNames, NamePage
+from cupola.sessions.file_listing import NamePage
 from cupola.sessions.file_names import parse_name, parse_path, shown_path
-from cupola.sessions.file_transfer import UPLOAD_LIMIT, Download, too_large
+from cupola.sessions.file_transfer import UPLOAD_LIMIT, too_large
 from cupola.sessions.file_tree import Names
-from cupola.sessions.files import FileEntry, SessionFiles
+from cupola.sessions.files import FileEntry
+from cupola.sessions.volumes import Download, Files, Volumes
 
 PIECE = 256 * 1024
 """Bytes of a download that are in memory at a time."""
@@ -41,12 +41,11 @@ Result = TypeVar("Result")
 
 
 class FilesApi:
-    """Upload, download, list, remove. `directory` holds the sessions' directories, as for the session manager."""
+    """Upload, download, list, remove. `volumes` are those of sessions."""
 
-    def __init__(self, lookup: SessionLookup, directory: Path) -> None:
+    def __init__(self, lookup: SessionLookup, volumes: Volumes) -> None:
         self._lookup = lookup
-        self._directory = directory
-        self._names = DirectoryNames()
+        self._volumes = volumes
 
     def routes(self) -> list[Route]:
         """Paths are relative to the project."""
@@ -149,9 +148,9 @@ class FilesApi:
             removed = await _is_removed(files, path, recursive == "true")
         return Response(status_code=204)
 
-    async def _files(self, request: Request) -> SessionFiles:
+    async def _files(self, request: Request) -> Files:
         session = await self._lookup.find(request)
-        files = SessionFiles(self._directory / session.guid / "home", self._names)
+        files = self._volumes.files(session.guid)
         await asyncio.to_thread(files.create)
         return files
 
@@ -228,7 +227,7 @@ async def _next_part(body: AsyncGenerator[bytes]) -> bytes:
         raise CupolaError("request_timeout", text, status=408) from None
 
 
-async def _is_removed(files: SessionFiles, path: Names, recursive: bool) -> bool:
+async def _is_removed(files: Files, path: Names, recursive: bool) -> bool:
     """Go on with a removal that has begun; what has vanished by itself counts as removed."""
     try:
         return await asyncio.to_thread(files.remove, path, recursive, REMOVAL_SLICE)

@@ -140,7 +140,7 @@ def environment(folder: DataFolder, project: str = "default") -> dict[str, str]:
     """The variables by which clients find the server, trust it and get a token (wire contract, section 2.4)."""
     state = running_server(folder)
     endpoint = f"{state.https_url}/api/projects/{project}"
-    bundle = str(folder.path / "tls" / "bundle.pem")
+    bundle = str(folder.certificate_bundle)
     return {
         "FOUNDRY_PROJECT_ENDPOINT": endpoint,
         "AZURE_AI_PROJECT_ENDPOINT": endpoint,

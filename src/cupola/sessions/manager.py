@@ -29,6 +29,7 @@ from cupola.sessions.live import LiveSession, Use
 from cupola.sessions.pool import StartedSandbox, WarmPool
 from cupola.sessions.primer import Primer
 from cupola.sessions.priming.client import PrimingFailed
+from cupola.sessions.volumes import Volumes
 from cupola.storage import agents, sessions
 from cupola.storage.database import Database
 from cupola.telemetry import metrics
@@ -53,7 +54,7 @@ class Rest:
 
 
 class SessionManager:
-    """All sessions of this server. `directory` holds their durable files and logs."""
+    """All sessions of this server. `volumes` are their durable files, `logs` has a directory for each."""
 
     def __init__(
         self,
@@ -62,7 +63,8 @@ class SessionManager:
         launcher: Launcher,
         primer: Primer,
         pool: WarmPool,
-        directory: Path,
+        volumes: Volumes,
+        logs: Path,
         rest: Rest,
         clock: Callable[[], float] = time.time,
         uptime: Callable[[], float] = time.monotonic,
@@ -73,7 +75,8 @@ class SessionManager:
         self._launcher = launcher
         self._primer = primer
         self._pool = pool
-        self._directory = directory
+        self._volumes = volumes
+        self._logs = logs
         self._rest = rest
         self._clock = clock
         self._live: dict[int, LiveSession] = {}
@@ -98,7 +101,8 @@ class SessionManager:
     async def _remove_orphaned_directories(self) -> None:
         """Remove the files of sessions whose deletion a previous process did not finish."""
         known = await self._database.read(sessions.all_guids)
-        await asyncio.to_thread(_remove_all_but, self._directory, known)
+        await asyncio.to_thread(self._volumes.remove_all_but, known)
+        await asyncio.to_thread(_remove_all_but, self._logs, known)
 
     # Which session
 
@@ -243,7 +247,7 @@ class SessionManager:
 
     async def _launch(self, live: LiveSession) -> RunningAgent:
         session, version = live.session, live.version
-        identity = SandboxSession(session.id, session.guid, self._directory / session.guid)
+        identity = SandboxSession(session.id, session.guid, self._volumes.path(session.guid))
         if (primed := self._pool.claim_primed(version)) is not None:
             try:
                 live.log.status(f"The session gets an interpreter that was made ready for version {version.number}.")
@@ -373,7 +377,8 @@ class SessionManager:
         await self._remove_files(session)
 
     async def _remove_files(self, session: Session) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._directory / session.guid, True)
+        await asyncio.to_thread(self._volumes.remove, session.guid)
+        await asyncio.to_thread(shutil.rmtree, self.log_directory(session), True)
 
     def version_activated(self, version: Version) -> None:
         """New sessions go to this version now, and by the agent's policy those that are there follow."""
@@ -419,7 +424,7 @@ class SessionManager:
 
     def log_directory(self, session: Session) -> Path:
         """Where a session's log files are."""
-        return self._directory / session.guid / "logs"
+        return self._logs / session.guid
 
     async def follow_log(self, session: Session) -> AsyncGenerator[str]:
         """New log entries of a session while it has a sandbox; ends at once when it has none."""

@@ -28,6 +28,7 @@ from cupola.sessions.primer import PrimedSandbox, Primer
 from cupola.sessions.priming.client import PrimingFailed
 from cupola.sessions.priming.entry_point import NotPrimable
 from cupola.sessions.priming.plan import Plan
+from cupola.sessions.volumes import Volumes
 from cupola.storage.sessions import new_session_guid
 from cupola.telemetry.output import SessionLog
 
@@ -103,21 +104,23 @@ class _Demand:
 
 
 class WarmPool:
-    """The sandboxes made ahead. `size` is the most per version and kind, 0 for none. `directory` is that of sessions."""
+    """The sandboxes made ahead: at most `size` per version and kind. `volumes` and `logs` are those of sessions."""
 
     def __init__(
         self,
         launcher: Launcher,
         primer: Primer,
         images: ImageStore,
-        directory: Path,
+        volumes: Volumes,
+        logs: Path,
         size: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._launcher = launcher
         self._primer = primer
         self._images = images
-        self._directory = directory
+        self._volumes = volumes
+        self._logs = logs
         self._size = size
         self._clock = clock
         self._demands: dict[int, _Demand] = {}
@@ -293,14 +296,13 @@ class WarmPool:
 
     async def _start(self, version: Version, image: Image, place: Place) -> StartedSandbox:
         guid = new_session_guid()
-        session = SandboxSession(new_session_id(), guid, self._directory / guid)
-        log = SessionLog(session.directory / "logs")
+        session = SandboxSession(new_session_id(), guid, self._volumes.path(guid))
+        log = SessionLog(self._logs / guid)
         log.status(f"Starting the sandbox on version {version.number}, ahead of its session.")
         try:
             agent = await self._launcher.launch(version, image, session, log, place)
         except BaseException:
-            log.close()
-            await asyncio.to_thread(shutil.rmtree, session.directory, True)
+            await self._remove_files(session, log)
             raise
         agent.kind = "started"
         log.status(agent.describe())
@@ -317,5 +319,9 @@ class WarmPool:
             await self._primer.discard(pooled)
             return
         await self._launcher.stop(pooled.agent, 0)
-        pooled.log.close()
-        await asyncio.to_thread(shutil.rmtree, pooled.session.directory, True)
+        await self._remove_files(pooled.session, pooled.log)
+
+    async def _remove_files(self, session: SandboxSession, log: SessionLog) -> None:
+        log.close()
+        await asyncio.to_thread(self._volumes.remove, session.guid)
+        await asyncio.to_thread(shutil.rmtree, self._logs / session.guid, True)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from sqlalchemy import Connection
 
@@ -23,6 +21,7 @@ from cupola.images.store import ImageStore
 from cupola.sessions.admission import Place
 from cupola.sessions.launcher import Launcher, SandboxSession, StartFailed
 from cupola.sessions.primer import Primer
+from cupola.sessions.volumes import Volumes
 from cupola.storage import agents
 from cupola.storage.database import Database
 from cupola.storage.sessions import new_session_guid
@@ -36,7 +35,7 @@ PROVISIONER = "provisioner"
 
 
 class Provisioner:
-    """Works through versions that are `creating`, a few at a time. `directory` is for the smoke starts' files; `activated` is
+    """Works through versions that are `creating`, a few at a time. `trials` are for the smoke starts' files; `activated` is
     told of each version that has become active."""
 
     def __init__(
@@ -45,7 +44,7 @@ class Provisioner:
         images: ImageStore,
         launcher: Launcher,
         primer: Primer,
-        directory: Path,
+        trials: Volumes,
         concurrency: int,
         activated: Callable[[Version], None],
         clock: Callable[[], float] = time.time,
@@ -54,7 +53,7 @@ class Provisioner:
         self._images = images
         self._launcher = launcher
         self._primer = primer
-        self._directory = directory
+        self._trials = trials
         self._slots = asyncio.Semaphore(max(1, concurrency))
         self._activated = activated
         self._clock = clock
@@ -64,8 +63,7 @@ class Provisioner:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Provision what a previous process left, then what is asked for, until `stopping` is set."""
-        shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory.mkdir(parents=True, mode=0o700)
+        await asyncio.to_thread(self._trials.remove_all_but, ())
         async with asyncio.TaskGroup() as group:
             self._group = group
             for version in await self._database.read(
@@ -166,10 +164,10 @@ class Provisioner:
     async def _try(self, version: Version, image: Image, log: _EventLog) -> None:
         """Start the image once and wait until it is ready; raises CupolaError when it is not."""
         tail = OutputTail()
-        directory = self._directory / new_guid()
+        trial = new_session_guid()
         place = await self._launcher.admission.take(version.definition.memory_bytes, PROVISIONER, patient=True)
         try:
-            session = SandboxSession(new_session_id(), new_session_guid(), directory)
+            session = SandboxSession(new_session_id(), trial, self._trials.path(trial))
             agent = await self._launcher.launch(version, image, session, tail, place)
             for step, duration in agent.steps:
                 await log.add(step, _STEP_MESSAGES[step], time.perf_counter() - duration / 1000)
@@ -182,7 +180,7 @@ class Provisioner:
             code = "OutOfMemory" if error.out_of_memory else "ContainerNotReady"
             raise CupolaError(code, error.describe()) from error
         finally:
-            await asyncio.to_thread(shutil.rmtree, directory, True)
+            await asyncio.to_thread(self._trials.remove, trial)
 
     async def _prime(self, version: Version, image: Image, session: SandboxSession, log: _EventLog) -> None:
         """Find out what its interpreters can import ahead; a version that has nothing of the kind is none the worse."""

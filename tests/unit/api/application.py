@@ -160,7 +160,7 @@ class Application:
         routes = [
             *self.agents.routes(),
             *SessionsApi(lookup, world.database, world.manager).routes(),
-            *FilesApi(lookup, world.directory / "sessions").routes(),
+            *FilesApi(lookup, world.volumes).routes(),
             *LogsApi(lookup, world.manager).routes(),
             *Gateway(world.database, world.manager, max_body).routes(),
         ]

@@ -32,7 +32,7 @@ async def session(world: World) -> Session:
 
 @pytest.fixture
 def home(world: World, session: Session) -> Path:
-    return world.directory / "sessions" / session.guid / "home"
+    return world.directory / "volumes" / session.guid / "home"
 
 
 async def put(caller: Caller, path: str, content: bytes) -> Answer:

@@ -46,7 +46,7 @@ async def test_a_session_is_made_read_used_stopped_and_deleted(world: World, ada
         assert (deleted.status, deleted.body) == (204, b"")
     assert (await ada.call("GET", f"{SESSIONS}/session-1")).error == (404, "session_not_found")
     assert (await ada.call("POST", f"{SESSIONS}/session-1:stop")).error == (404, "session_not_found")
-    assert list((world.directory / "sessions").iterdir()) == []
+    assert list((world.directory / "volumes").iterdir()) == []
 
 
 @pytest.mark.parametrize("body", [b"", b"{}"])
@@ -149,7 +149,7 @@ async def test_a_session_is_deleted_while_its_sandbox_runs(world: World, ada: Ca
     assert await world.sandboxes() == 1
     assert (await ada.call("DELETE", f"{SESSIONS}/session-1")).status == 204
     assert await world.sandboxes() == 0
-    assert list((world.directory / "sessions").iterdir()) == []
+    assert list((world.directory / "volumes").iterdir()) == []
     again = await ada.call("POST", RESPONSES, {"agent_session_id": "session-1"})
     assert again.status == 200
 
@@ -165,7 +165,7 @@ async def test_sessions_that_nobody_uses_expire_with_their_files(world: World, a
     await world.manager.remove_expired()
     assert (await ada.call("GET", f"{SESSIONS}/old-session")).error == (404, "session_not_found")
     assert (await ada.call("GET", f"{SESSIONS}/used-session")).status == 200
-    assert len(list((world.directory / "sessions").iterdir())) == 1
+    assert len(list((world.directory / "volumes").iterdir())) == 1
     assert await world.sandboxes() == 1
 
 

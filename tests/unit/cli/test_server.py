@@ -37,7 +37,7 @@ def running(folder: DataFolder) -> Iterator[DataFolder]:
 
 
 def test_the_environment_is_what_every_client_needs(running: DataFolder) -> None:
-    bundle = str(running.path / "tls" / "bundle.pem")
+    bundle = str(running.path / "server" / "tls" / "bundle.pem")
     endpoint = "https://localhost:8443/api/projects/default"
     assert server.environment(running) == {
         "FOUNDRY_PROJECT_ENDPOINT": endpoint,

@@ -36,7 +36,7 @@ class Counted:
 
 
 def messages(world: World, guid: str) -> list[str]:
-    return [json.loads(entry)["message"] for entry in read_entries(world.directory / "sessions" / guid / "logs", 100)]
+    return [json.loads(entry)["message"] for entry in read_entries(world.directory / "logs" / guid, 100)]
 
 
 # Which session and version
@@ -301,8 +301,8 @@ async def test_a_failure_that_nobody_foresaw_is_told_by_its_reference_only(
 ) -> None:
     version = await world.add()
     session = await world.session(version)
-    (world.directory / "sessions" / session.guid).mkdir(parents=True)
-    (world.directory / "sessions" / session.guid / "home").write_text("in the way")
+    (world.directory / "volumes" / session.guid).mkdir(parents=True)
+    (world.directory / "volumes" / session.guid / "home").write_text("in the way")
     async with refused("session_not_ready", 424) as errors:
         await world.ask(session, version)
     (record,) = [record for record in caplog.records if record.exc_info]
@@ -376,7 +376,7 @@ async def idle_and_back(world: World) -> None:
     version = await world.add(session_configuration={"idle_timeout_seconds": 120})
     session = await world.session(version)
     await world.ask(session, version)
-    home = world.directory / "sessions" / session.guid / "home"
+    home = world.directory / "volumes" / session.guid / "home"
     (home / "note").write_text("kept")
     world.age += 121
     await world.until(lambda: not world.manager.has_live_sessions(version.key))
@@ -482,9 +482,9 @@ async def test_files_of_a_session_that_is_gone_are_removed_at_the_next_start(
     world = World(tmp_path, database)
     session = await world.session(await world.add())
     for name in (session.guid, "0" * 32):
-        (tmp_path / "sessions" / name / "home").mkdir(parents=True)
+        (tmp_path / "volumes" / name / "home").mkdir(parents=True)
     async with world:
-        assert [path.name for path in (tmp_path / "sessions").iterdir()] == [session.guid]
+        assert [path.name for path in (tmp_path / "volumes").iterdir()] == [session.guid]
 
 
 async def test_deleting_a_version_ends_its_sessions_and_removes_their_files(world: World) -> None:
@@ -493,7 +493,7 @@ async def test_deleting_a_version_ends_its_sessions_and_removes_their_files(worl
     for session, of in ((gone, version), (kept, other)):
         await world.ask(session, of)
     await world.manager.delete_of_version(version.key)
-    assert {path.name for path in (world.directory / "sessions").iterdir()} == {kept.guid}
+    assert {path.name for path in (world.directory / "volumes").iterdir()} == {kept.guid}
     assert await world.stored_session(version.agent, gone.id) is None
     assert await world.stored_session(other.agent, kept.id) == await world.stored_session(other.agent, kept.id)
     assert (world.manager.has_live_sessions(version.key), world.manager.has_live_sessions(other.key)) == (False, True)

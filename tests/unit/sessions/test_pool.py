@@ -48,7 +48,7 @@ async def test_a_new_session_gets_a_sandbox_that_was_made_ahead(warm: World) -> 
         assert environment["FOUNDRY_AGENT_SESSION_GUID"] == session.guid
     async with warm.manager.running(session, version) as use:
         assert use.tier == "running"
-    assert (warm.directory / "sessions" / session.guid / "home").is_dir()
+    assert (warm.directory / "volumes" / session.guid / "home").is_dir()
 
 
 async def test_a_session_id_of_the_callers_own_is_not_served_from_ahead(warm: World) -> None:
@@ -96,7 +96,7 @@ async def test_a_new_version_replaces_what_was_made_ahead_for_the_old_one(warm: 
     async with asyncio.timeout(10):
         while await warm.sandboxes() != 1:
             await asyncio.sleep(0.001)
-    assert {path.name for path in (warm.directory / "sessions").iterdir()} == {
+    assert {path.name for path in (warm.directory / "volumes").iterdir()} == {
         path.name for path in [ready(warm)[0].session.directory]
     }
 

@@ -28,6 +28,7 @@ from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
 from cupola.sessions.primer import Primer
 from cupola.sessions.provisioner import Provisioner
+from cupola.sessions.volumes import LocalVolumes
 from cupola.storage import agents, sessions
 from cupola.storage.database import Database
 from tests.unit.sandbox.servers import LoopbackSandbox, Peer, Request, answer
@@ -206,23 +207,25 @@ class World:
         self.now = 1_800_000_000.0
         self.age = 0.0
         """Seconds by which the manager's monotonic clock is ahead."""
-        stored = directory / "sessions"
+        self.volumes = LocalVolumes(directory / "volumes")
+        self.logs = directory / "logs"
         self.primer = Primer(self.launcher, database)
-        self.pool = WarmPool(self.launcher, self.primer, self.images, stored, pool_size)
+        self.pool = WarmPool(self.launcher, self.primer, self.images, self.volumes, self.logs, pool_size)
         self.manager = SessionManager(
             database,
             self.images,
             self.launcher,
             self.primer,
             self.pool,
-            stored,
+            self.volumes,
+            self.logs,
             rest,
             lambda: self.now,
             lambda: time.monotonic() + self.age,
         )
         self.provisioner = Provisioner(
-            database, self.images, self.launcher, self.primer, directory / "trials", 2, self.manager.version_activated,
-            lambda: self.now,
+            database, self.images, self.launcher, self.primer, LocalVolumes(directory / "trials"), 2,
+            self.manager.version_activated, lambda: self.now,
         )  # fmt: skip
         self.stopping = asyncio.Event()
         self._running: list[asyncio.Task[None]] = []
