@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -21,6 +22,7 @@ from cupola.sandbox.fake import FakeDriver, FakeProcess
 from cupola.sandbox.http import AgentClient
 from cupola.sandbox.oci.driver import OciDriver
 from tests.system.engine import PrivateEngine
+from tests.system.node import MovingDriver, node_of
 
 PROGRAMS = Path(__file__).parent / "contract_programs"
 _numbers = itertools.count(1)
@@ -104,7 +106,7 @@ def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path 
     )
 
 
-@pytest.fixture(params=["fake", "crun", "runc", "docker"])
+@pytest.fixture(params=["fake", "crun", "runc", "node", "docker"])
 async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     if request.param == "fake":
         made: Harness = FakeHarness()
@@ -114,14 +116,19 @@ async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     else:
         if os.geteuid() != 0:
             pytest.skip("the oci driver needs root")
-        if shutil.which(request.param) is None:
-            pytest.skip(f"{request.param} is not installed")
-        made = OciHarness(request.param, request.getfixturevalue("base_root"), tmp_path / "run", tmp_path / "data")
-    await made.driver.open()
-    yield made
-    for name in await made.driver.names():
-        await made.driver.stop(name, 0)
-    await made.driver.close()
+        runtime = "crun" if request.param == "node" else request.param
+        if shutil.which(runtime) is None:
+            pytest.skip(f"{runtime} is not installed")
+        made = OciHarness(runtime, request.getfixturevalue("base_root"), tmp_path / "run", tmp_path / "data")
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "node":
+            node = await stack.enter_async_context(node_of(made.driver, tmp_path))
+            made.driver = MovingDriver(node.driver, tmp_path)
+        await made.driver.open()
+        yield made
+        for name in await made.driver.names():
+            await made.driver.stop(name, 0)
+        await made.driver.close()
 
 
 async def test_a_started_sandbox_can_be_reached_and_stopped(harness: Harness, tmp_path: Path) -> None:
@@ -291,8 +298,9 @@ async def test_files_that_are_older_than_their_user_become_the_users(harness: Ha
     await asyncio.wait_for(sandbox.exited, 10)
     await harness.driver.stop(sandbox.name, 0)
     assert printed.streams["stdout"] == b"1\n"
-    for name in ("home", "files", "home/inner", "home/inner/file", "home/link"):
-        assert (tmp_path / name).lstat().st_uid == 1000, name
+    home, files = (tmp_path / "home").resolve(), (tmp_path / "files").resolve()
+    for path in (home, files, home / "inner", home / "inner" / "file", home / "link"):
+        assert path.lstat().st_uid == 1000, path
     assert (tmp_path / "outside").stat().st_uid == os.getuid()
 
 

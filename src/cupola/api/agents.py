@@ -21,8 +21,8 @@ from cupola.domain.ids import AGENT_NAME
 from cupola.domain.principal import Principal
 from cupola.domain.session import SessionUpgrade
 from cupola.domain.version import Agent, Version, VersionStatus
+from cupola.images.model import Images
 from cupola.images.reference import Reference, parse_reference
-from cupola.images.store import ImageStore
 from cupola.sessions.manager import SessionManager
 from cupola.sessions.provisioner import Provisioner
 from cupola.storage import agents
@@ -54,7 +54,7 @@ class AgentsApi:
     def __init__(
         self,
         database: Database,
-        images: ImageStore,
+        images: Images,
         provisioner: Provisioner,
         manager: SessionManager,
         *,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from cupola.images.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -36,3 +40,29 @@ class Image:
     layers: tuple[Path, ...]
     config: ImageConfig
     size: int
+
+
+class Images(Protocol):
+    """The images on this machine: what is pulled once is unpacked once, and is there without its source."""
+
+    async def resolve(self, reference: Reference) -> str:
+        """The digest of the manifest for linux/amd64 that `reference` now names. Reads metadata only.
+
+        Raises CupolaError `InvalidContainerImage` or `ImagePullBackOff`.
+        """
+
+    async def pull(self, reference: Reference, digest: str, report: Callable[[str, str], None]) -> Image:
+        """The image with the manifest `digest`, fetched from where `reference` says unless it is stored.
+
+        `report` receives a step, "pull" or "unpack", and a message. Raises CupolaError `InvalidContainerImage` or
+        `ImagePullBackOff`.
+        """
+
+    async def load(self, digest: str) -> Image | None:
+        """The image with the manifest `digest`, if it is stored whole."""
+
+    async def prune(self, keep: Collection[str]) -> None:
+        """Remove every image whose digest is not in `keep`, unneeded layers, and leftovers of crashes.
+
+        Images that are being pulled are kept.
+        """

@@ -19,7 +19,7 @@ from cupola.images.failures import invalid_image, writing_below
 from cupola.images.layers import LayerStore, sync_directory
 from cupola.images.local import open_local
 from cupola.images.manifest import Configuration, Manifest, parse_configuration, parse_document, sha256
-from cupola.images.model import Image
+from cupola.images.model import Image, Images
 from cupola.images.pull import KeyedLocks, LayerPull, pair_layers
 from cupola.images.reference import Reference, is_digest
 from cupola.images.registry import Registries, RegistrySource
@@ -44,7 +44,7 @@ class _Record(msgspec.Struct, frozen=True):
         return document, parse_configuration(self.config, what)
 
 
-class ImageStore:
+class ImageStore(Images):
     """Images below `directory`, which belongs to this process alone.
 
     `mirrors` maps a registry's host to the base URL that is read instead; `insecure_registries` are spoken to
@@ -76,19 +76,10 @@ class ImageStore:
         """Digests of images and layers that pulls under way need."""
 
     async def resolve(self, reference: Reference) -> str:
-        """The digest of the manifest for linux/amd64 that `reference` now names. Reads metadata only.
-
-        Raises CupolaError `InvalidContainerImage` or `ImagePullBackOff`.
-        """
         async with self._workspace() as workspace, self._source(reference, workspace) as source:
             return await source.resolve()
 
     async def pull(self, reference: Reference, digest: str, report: Callable[[str, str], None]) -> Image:
-        """The image with the manifest `digest`, fetched from where `reference` says unless it is stored.
-
-        `report` receives a step, "pull" or "unpack", and a message. Raises CupolaError
-        `InvalidContainerImage` or `ImagePullBackOff`.
-        """
         with self._needing(digest):
             async with self._locks[digest]:
                 image = await self.load(digest)
@@ -99,7 +90,6 @@ class ImageStore:
                     return await self._pull(reference, digest, source, workspace, report)
 
     async def load(self, digest: str) -> Image | None:
-        """The image with the manifest `digest`, if it is stored whole."""
         record = await asyncio.to_thread(self._read_record, digest)
         if record is None:
             return None
@@ -110,10 +100,6 @@ class ImageStore:
         return self._image(digest, record, configuration, pairs)
 
     async def prune(self, keep: Collection[str]) -> None:
-        """Remove every image whose digest is not in `keep`, unneeded layers, and leftovers of crashes.
-
-        Images that are being pulled are kept.
-        """
         self._discard_images(keep)
         leftovers = self._layers.discard(self._needed_layers())
         if self._workspaces.is_dir():

@@ -117,6 +117,19 @@ class Sandbox:
         return ()
 
 
+def in_loop(sandbox: Sandbox, work: Callable[[], object]) -> None:
+    """Do what has to be done in the event loop of a sandbox: at once when this is it, else as soon as it can."""
+    loop = sandbox.exited.get_loop()
+    try:
+        here = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        here = False
+    if here:
+        work()
+    else:
+        loop.call_soon_threadsafe(work)
+
+
 async def unbroken(work: Coroutine[Any, Any, None]) -> None:
     """Await `work` to its end, even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
     task = asyncio.ensure_future(work)
@@ -137,6 +150,8 @@ class Driver(ABC):
     isolation: Isolation
     can_attach: bool
     """Whether `attach` and `SandboxSpec.channel` are possible."""
+    no_egress: str | None = None
+    """Why its sandboxes can have no way out, once it is open; None when they can."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -180,7 +195,10 @@ class Driver(ABC):
 
     @abstractmethod
     def thaw(self, name: str) -> None:
-        """Let a frozen sandbox run again; takes well below a millisecond. Thawing what is not frozen or has ended is fine."""
+        """Let a frozen sandbox run again; takes well below a millisecond. Thawing what is not frozen or has ended is fine.
+
+        Unlike the other methods it may be called by any thread.
+        """
 
     @abstractmethod
     async def attach(self, name: str, home: Path, files: Path) -> None:

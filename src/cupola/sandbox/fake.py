@@ -12,7 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec
+from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, in_loop
 
 
 class FakeProcess:
@@ -116,7 +116,8 @@ class FakeDriver(Driver):
 
     def thaw(self, name: str) -> None:
         if name in self._sandboxes:
-            self._sandboxes[name][1].running.set()
+            sandbox, process = self._sandboxes[name]
+            in_loop(sandbox, process.running.set)
 
     async def attach(self, name: str, home: Path, files: Path) -> None:
         sandbox, process = self._sandboxes.get(name, (None, None))

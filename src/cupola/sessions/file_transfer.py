@@ -53,6 +53,10 @@ class Upload:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
 
+    def fileno(self) -> int:
+        """The descriptor that `write` writes to."""
+        return self._file
+
     def finish(self) -> None:
         """Put the file at its path, once its content is on disk. What was there is replaced; a link is not followed."""
         if self._temporary is None:
@@ -95,6 +99,10 @@ class Download:
         with explained(self._path):
             self._file = open_regular(self._home, self._path)
             self.size = os.fstat(self._file).st_size
+
+    def fileno(self) -> int:
+        """The descriptor that `read` reads from."""
+        return self._file
 
     def read(self, offset: int, size: int) -> bytes:
         """At most `size` bytes; none when the file has become shorter."""

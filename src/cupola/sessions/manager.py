@@ -21,7 +21,7 @@ from cupola.domain.ids import new_guid, new_session_id
 from cupola.domain.principal import Principal
 from cupola.domain.session import LIFETIME, Session, SessionStatus, SessionUpgrade
 from cupola.domain.version import Agent, Version, require_active
-from cupola.images.store import ImageStore
+from cupola.images.model import Images
 from cupola.sessions import binding
 from cupola.sessions.launcher import Launcher, RunningAgent, SandboxSession, StartFailed
 from cupola.sessions.lifecycle import Status
@@ -59,7 +59,7 @@ class SessionManager:
     def __init__(
         self,
         database: Database,
-        images: ImageStore,
+        images: Images,
         launcher: Launcher,
         primer: Primer,
         pool: WarmPool,

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from cupola.domain.ids import new_session_id
 from cupola.domain.version import Version
-from cupola.images.model import Image
-from cupola.images.store import ImageStore
+from cupola.images.model import Image, Images
 from cupola.sessions.admission import Place
 from cupola.sessions.launcher import Launcher, RunningAgent, SandboxSession, StartFailed
 from cupola.sessions.primer import PrimedSandbox, Primer
@@ -110,7 +109,7 @@ class WarmPool:
         self,
         launcher: Launcher,
         primer: Primer,
-        images: ImageStore,
+        images: Images,
         volumes: Volumes,
         logs: Path,
         size: int,

@@ -15,9 +15,8 @@ from sqlalchemy import Connection
 from cupola.domain.errors import CupolaError
 from cupola.domain.ids import new_guid, new_session_id
 from cupola.domain.version import Version, VersionEvent, VersionStatus
-from cupola.images.model import Image
+from cupola.images.model import Image, Images
 from cupola.images.reference import parse_reference
-from cupola.images.store import ImageStore
 from cupola.sessions.admission import Place
 from cupola.sessions.launcher import Launcher, SandboxSession, StartFailed
 from cupola.sessions.primer import Primer
@@ -41,7 +40,7 @@ class Provisioner:
     def __init__(
         self,
         database: Database,
-        images: ImageStore,
+        images: Images,
         launcher: Launcher,
         primer: Primer,
         trials: Volumes,

@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from cupola.domain.egress import EgressMode
-from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec
+from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, in_loop
 from cupola.sandbox.docker.container import container_config
 from cupola.sandbox.docker.engine import Engine, EngineError
 from cupola.sandbox.docker.images import CONFLICT, NOT_FOUND, EngineImages
@@ -47,6 +47,7 @@ class DockerDriver(Driver):
     """Sandboxes by the engine that listens on `socket`. `installation` names this platform's data (letters and digits)."""
 
     can_attach = False
+    no_egress = "the docker driver gives sandboxes no way out"
 
     def __init__(self, installation: str, socket: Path) -> None:
         self.isolation = Isolation(filesystem=True, processes=True, network=True, resource_limits=True)
@@ -174,7 +175,7 @@ class DockerDriver(Driver):
     def thaw(self, name: str) -> None:
         sandbox = self._sandboxes.get(name)
         if sandbox is not None and not sandbox.exited.done():
-            sandbox.change(lambda: self._unpause(sandbox))
+            in_loop(sandbox, lambda: sandbox.change(lambda: self._unpause(sandbox)))
 
     async def _pause(self, sandbox: DockerSandbox) -> None:
         async with self._engine.asked("pause the container", fine=(NOT_FOUND, CONFLICT)):

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -30,6 +31,8 @@ from cupola.sandbox.oci.network.network import Network, NetworkSettings, Sandbox
 from cupola.sandbox.oci.pipes import OutputBudget, OutputPipe, open_standard_input
 from cupola.sandbox.oci.runtime_config import FILES, HOME, User, resolve_user, runtime_config
 from cupola.sandbox.oci.trees import remove_tree
+
+logger = logging.getLogger(__name__)
 
 LOCK_NAME = "lock"
 RUNTIME_CACHE = ".cache"
@@ -183,6 +186,9 @@ class OciDriver(Driver):
         linux.become_subreaper()
         await asyncio.get_running_loop().run_in_executor(self._work, process.kill_by_argument, str(self._state))
         await self.network.open()
+        self.no_egress = self.network.no_egress
+        if self.no_egress is None and self.network.warning is not None:
+            logger.warning("%s", self.network.warning)
 
     async def close(self) -> None:
         await self._disk.close()
