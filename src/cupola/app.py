@@ -12,8 +12,10 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import IO
 
 import uvicorn
 import uvloop
@@ -41,8 +43,11 @@ from cupola.identity.authentication import Authentication
 from cupola.identity.certificates import Certificates, ensure_certificates
 from cupola.identity.secret import hash_secret, new_secret, write_private
 from cupola.identity.tokens import Tokens, load_or_create_key
+from cupola.images.model import Images
 from cupola.images.store import ImageStore
 from cupola.installation import DataFolder, ServerState
+from cupola.node.privileges import become, find_server_user, give
+from cupola.node.process import Node, Parts, run_apart
 from cupola.sandbox.base import Driver, SandboxError
 from cupola.sandbox.oci.driver import (
     LOCK_NAME,
@@ -57,7 +62,7 @@ from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
 from cupola.sessions.primer import Primer
 from cupola.sessions.provisioner import Provisioner
-from cupola.sessions.volumes import LocalVolumes
+from cupola.sessions.volumes import LocalVolumes, Volumes
 from cupola.settings import Settings
 from cupola.storage import principals
 from cupola.storage.database import Database, open_engine
@@ -73,16 +78,81 @@ DRAIN_DEADLINE = 10
 
 
 def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
-    """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start."""
+    """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start.
+
+    When it is started by root, the server is a child of this process and runs as another user; this process is its node.
+    """
     folder = DataFolder(settings.data)
     tenant = folder.create()
     choice = _choose_driver(settings)
     logger.info("sandboxes are made by the %s driver: %s", choice.driver, choice.reason)
-    if choice.driver == "docker":
-        with folder.lock():
-            docker = _docker_driver(settings, tenant)
-            uvloop.run(_Server(settings, folder, tenant, lambda _: docker).serve(on_ready))
-        return
+    user = find_server_user(settings.server_user)
+    if choice.driver == "oci":
+        _enter_private_mount_namespace()
+    _take_precedence()
+    with contextlib.ExitStack() as stack:
+        locks = [stack.enter_context(folder.lock())]
+        sockets = (
+            stack.enter_context(_listen("localhost", settings.https_port, "https")),
+            stack.enter_context(_listen("127.0.0.1", settings.http_port, "http")),
+        )
+        state = ServerState(os.getpid(), *(one.getsockname()[1] for one in sockets))
+        if choice.driver == "docker":
+            driver = _docker_driver(settings, tenant)
+        else:
+            run_directory, lock = stack.enter_context(_run_directory(_short(tenant)))
+            locks.append(lock)
+            driver = _oci_driver(settings, folder, tenant, state, run_directory)
+        images = ImageStore(
+            folder.images,
+            mirrors=settings.registry_mirrors,
+            insecure_registries=settings.insecure_registries,
+            docker_socket=settings.docker_socket,
+        )
+        parts = Parts(driver, images, {"volumes": LocalVolumes(folder.volumes), "trials": LocalVolumes(folder.trials)})
+        server = _Server(settings, folder, tenant, state, sockets, on_ready)
+        if user is None:
+            give(folder.server, os.geteuid(), os.getegid())
+            uvloop.run(_run_as_one(server, parts))
+            return
+        give(folder.server, user.uid, user.gid)
+        layers = folder.images / "layers"
+        layers.mkdir(parents=True, exist_ok=True)
+
+        def prepare() -> None:
+            # The node alone holds the locks: they are free as soon as it has died.
+            for lock in locks:
+                lock.close()
+            _take_precedence()
+            become(user, folder.server, [layers])
+
+        run_apart(folder.path, parts, prepare, lambda ends: uvloop.run(_run_with_node(server, Node(ends, folder.path))))
+
+
+async def _run_as_one(server: _Server, parts: Parts) -> None:
+    try:
+        await parts.driver.open()
+    except SandboxError as error:
+        raise CupolaError("driver", f"Sandboxes cannot be made on this machine: {error}.") from error
+    try:
+        await server.serve(Host(parts.driver, parts.images, parts.volumes["volumes"], parts.volumes["trials"]))
+    finally:
+        await parts.driver.close()
+        await parts.images.close()
+
+
+async def _run_with_node(server: _Server, node: Node) -> None:
+    running = asyncio.create_task(node.run(), name="node")
+    running.add_done_callback(lambda _: server.stopping.set())
+    try:
+        await node.driver.open()
+        await server.serve(Host(node.driver, node.images, node.volumes, node.trials))
+    finally:
+        node.close()
+        await running
+
+
+def _enter_private_mount_namespace() -> None:
     try:
         enter_private_mount_namespace()
     except OSError as error:
@@ -91,22 +161,6 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
             f"Sandboxes need mounts of their own, and the system refuses them ({error}). Run this as root, with "
             "CAP_SYS_ADMIN and outside of a chroot.",
         ) from error
-    _take_precedence()
-    with folder.lock(), _run_directory(_short(tenant)) as run_directory:
-
-        def oci(state: ServerState) -> Driver:
-            network = NetworkSettings(state.https_port, IPv4Network(settings.sandbox_network), settings.dns_servers)
-            return OciDriver(
-                _short(tenant),
-                run_directory,
-                folder.sandboxes,
-                settings.oci_runtime or None,
-                network,
-                session_disk=settings.session_disk,
-                disk_reserve=settings.disk_reserve,
-            )
-
-        uvloop.run(_Server(settings, folder, tenant, oci).serve(on_ready))
 
 
 def _choose_driver(settings: Settings) -> Choice:
@@ -130,13 +184,26 @@ def _take_precedence() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
 
 
+def _oci_driver(settings: Settings, folder: DataFolder, tenant: str, state: ServerState, run_directory: Path) -> Driver:
+    network = NetworkSettings(state.https_port, IPv4Network(settings.sandbox_network), settings.dns_servers)
+    return OciDriver(
+        _short(tenant),
+        run_directory,
+        folder.sandboxes,
+        settings.oci_runtime or None,
+        network,
+        session_disk=settings.session_disk,
+        disk_reserve=settings.disk_reserve,
+    )
+
+
 def _short(tenant: str) -> str:
     return tenant.replace("-", "")[:12]
 
 
 @contextlib.contextmanager
-def _run_directory(name: str) -> Iterator[Path]:
-    """This installation's run directory, locked; sweeps what servers that died without a clean-up left."""
+def _run_directory(name: str) -> Iterator[tuple[Path, IO[str]]]:
+    """This installation's run directory and its lock, which is held; sweeps what servers that died without a clean-up left."""
     RUN_ROOT.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory = RUN_ROOT / name
     with (RUN_ROOT / ".sweep").open("a") as sweeping:
@@ -147,7 +214,7 @@ def _run_directory(name: str) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with lock:
         try:
-            yield directory
+            yield directory, lock
         finally:
             # What is left in it after a clean stop is empty; after a failed one the next start needs it.
             for part in (*directory.iterdir(), directory):
@@ -155,42 +222,43 @@ def _run_directory(name: str) -> Iterator[Path]:
                     part.rmdir() if part.is_dir() else part.unlink()
 
 
+@dataclass(frozen=True)
+class Host:
+    """What the server has of the machine: in its own process or in that of its node."""
+
+    driver: Driver
+    images: Images
+    volumes: Volumes
+    trials: Volumes
+
+
 class _Server:
     def __init__(
-        self, settings: Settings, folder: DataFolder, tenant: str, make_driver: Callable[[ServerState], Driver]
+        self,
+        settings: Settings,
+        folder: DataFolder,
+        tenant: str,
+        state: ServerState,
+        sockets: tuple[socket.socket, socket.socket],
+        on_ready: Callable[[ServerState], None],
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._tenant = tenant
-        self._make_driver = make_driver
+        self._state = state
+        self._sockets = sockets
+        self._on_ready = on_ready
+        self.stopping = asyncio.Event()
 
-    async def serve(self, on_ready: Callable[[ServerState], None]) -> None:
-        settings = self._settings
-        with contextlib.ExitStack() as sockets:
-            https = sockets.enter_context(_listen("localhost", settings.https_port, "https"))
-            http = sockets.enter_context(_listen("127.0.0.1", settings.http_port, "http"))
-            state = ServerState(os.getpid(), https.getsockname()[1], http.getsockname()[1])
-            database = await asyncio.to_thread(self._open_database)
-            images = ImageStore(
-                self._folder.images,
-                mirrors=settings.registry_mirrors,
-                insecure_registries=settings.insecure_registries,
-                docker_socket=settings.docker_socket,
-            )
-            driver = self._make_driver(state)
-            try:
-                await driver.open()
-            except SandboxError as error:
-                raise CupolaError("driver", f"Sandboxes cannot be made on this machine: {error}.") from error
-            default_egress = _default_egress(settings, driver)
-            try:
-                for name in await driver.names():
-                    await driver.stop(name, 0)
-                await self._serve(state, (https, http), database, images, driver, default_egress, on_ready)
-            finally:
-                await driver.close()
-                await images.close()
-                database.close()
+    async def serve(self, host: Host) -> None:
+        """Serve until `stopping` is set, by a signal or else."""
+        database = await asyncio.to_thread(self._open_database)
+        try:
+            for name in await host.driver.names():
+                await host.driver.stop(name, 0)
+            await self._serve(host, database)
+        finally:
+            database.close()
 
     def _certificates(self) -> Certificates:
         # The machine's own list may hold an organisation's authority, which certifi's does not.
@@ -211,22 +279,13 @@ class _Server:
                 principals.create_project(connection, DEFAULT_PROJECT, now)
         return Database(engine)
 
-    async def _serve(
-        self,
-        state: ServerState,
-        sockets: tuple[socket.socket, socket.socket],
-        database: Database,
-        images: ImageStore,
-        driver: Driver,
-        default_egress: EgressPolicy,
-        on_ready: Callable[[ServerState], None],
-    ) -> None:
-        settings = self._settings
+    async def _serve(self, host: Host, database: Database) -> None:
+        settings, state = self._settings, self._state
         certificates = await asyncio.to_thread(self._certificates)
         tokens = Tokens(load_or_create_key(self._folder.signing_key), self._tenant)
-        egress_api = EgressApi(database, default_egress)
+        egress_api = EgressApi(database, _default_egress(settings, host.driver))
         launcher = Launcher(
-            driver,
+            host.driver,
             Installation(
                 tenant=self._tenant,
                 project_endpoint=lambda project: f"{state.https_url}/api/projects/{project}",
@@ -244,7 +303,7 @@ class _Server:
             ),
         )
         primer = Primer(launcher, database)
-        volumes = LocalVolumes(self._folder.volumes)
+        images, volumes = host.images, host.volumes
         pool = WarmPool(launcher, primer, images, volumes, self._folder.logs, settings.pool_size)
         rest = Rest(settings.freeze_after, settings.hold_limit)
         manager = SessionManager(database, images, launcher, primer, pool, volumes, self._folder.logs, rest)
@@ -253,7 +312,7 @@ class _Server:
             images,
             launcher,
             primer,
-            LocalVolumes(self._folder.trials),
+            host.trials,
             settings.provisioning_concurrency,
             manager.version_activated,
         )
@@ -272,23 +331,22 @@ class _Server:
         app = _application(Project(projects, routes), TokensApi(database, tokens), MetricsApi(manager), tokens)
         servers = (_listener(app, certificates), _listener(app, None))
 
-        stopping = asyncio.Event()
         sandboxes_stopping = asyncio.Event()
-        _on_signals(stopping, driver)
+        _on_signals(self.stopping, host.driver)
         async with asyncio.TaskGroup() as group:
             group.create_task(manager.run(sandboxes_stopping), name="sessions")
             group.create_task(pool.run(sandboxes_stopping), name="warm pool")
             group.create_task(provisioner.run(sandboxes_stopping), name="provisioner")
             serving = [
                 group.create_task(server.serve([listening]), name="listener")
-                for server, listening in zip(servers, sockets, strict=True)
+                for server, listening in zip(servers, self._sockets, strict=True)
             ]
             await agents_api.finish_deletions()
             while not all(server.started for server in servers):
                 await asyncio.sleep(0.005)
             self._folder.write_state(state)
-            on_ready(state)
-            await stopping.wait()
+            self._on_ready(state)
+            await self.stopping.wait()
             for server in servers:
                 server.should_exit = True
             await asyncio.wait(serving)
@@ -299,17 +357,9 @@ def _default_egress(settings: Settings, driver: Driver) -> EgressPolicy:
     """The policy of projects that were given none, which is all that this host can provide."""
     if settings.egress == EgressMode.NONE:
         return NO_EGRESS
-    if not isinstance(driver, OciDriver):
-        logger.warning("only the oci driver gives sandboxes a way out, so the default egress policy is none")
+    if driver.no_egress is not None:
+        logger.warning("sandboxes can have no way out here, so the default egress policy is none: %s", driver.no_egress)
         return NO_EGRESS
-    network = driver.network
-    if network.no_egress is not None:
-        logger.warning(
-            "sandboxes can have no way out here, so the default egress policy is none: %s", network.no_egress
-        )
-        return NO_EGRESS
-    if network.warning is not None:
-        logger.warning("%s", network.warning)
     return EgressPolicy(EgressMode(settings.egress))
 
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from cupola.domain.errors import CupolaError
 
@@ -112,8 +113,11 @@ class DataFolder:
             ) from error
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be the only server of this folder for the length of the block. Raises CupolaError when there is one already."""
+    def lock(self) -> Iterator[IO[str]]:
+        """Be the only server of this folder for the length of the block: who has the file that it gives holds the lock.
+
+        Raises CupolaError when there is a server already.
+        """
         with (self.path / "lock").open("a") as file:
             # Whoever asks `is_locked` holds the lock for a moment, so that one refusal means nothing.
             for attempt in range(LOCK_ATTEMPTS, 0, -1):
@@ -131,7 +135,7 @@ class DataFolder:
             # A server that was killed has left its own.
             state.unlink(missing_ok=True)
             try:
-                yield
+                yield file
             finally:
                 state.unlink(missing_ok=True)
 

@@ -60,6 +60,7 @@ def become(user: ServerUser, writable: Path, readable: Sequence[Path]) -> None:
     The calling process needs a mount namespace that it may leave, and no threads.
     """
     linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
     _reveal(writable, (*_program_directories(), *readable))
     os.chdir("/")
     os.setgroups([])

@@ -17,7 +17,7 @@ import uvloop
 from cupola.domain.errors import CupolaError
 from cupola.images.store import ImageStore
 from cupola.node import messages as wire
-from cupola.node.client import Lanes, NodeClient
+from cupola.node.client import Lanes, NodeClient, NodeLost
 from cupola.node.driver import NodeDriver
 from cupola.node.frames import Connection, Lane
 from cupola.node.images import NodeImages
@@ -123,6 +123,8 @@ def _be_the_server(node: int, prepare: Callable[[], None], serve: Callable[[], N
         prepare()
         die_with_parent(node)
         serve()
+    except NodeLost:
+        return 1  # the node tells why
     except CupolaError as error:
         sys.stderr.write(f"cupola: {error.message}\n")
         return 1
@@ -137,10 +139,15 @@ def _be_the_server(node: int, prepare: Callable[[], None], serve: Callable[[], N
 
 async def _be_the_node(child: int, sockets: Sockets, folder: Path, parts: Parts) -> int:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _pass_on, child, number)
     ended = loop.create_future()
     watched = os.pidfd_open(child)
+
+    def pass_on(number: int) -> None:
+        if not ended.done():
+            signal.pidfd_send_signal(watched, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, pass_on, number)
 
     def reap() -> None:
         loop.remove_reader(watched)
@@ -156,7 +163,3 @@ async def _be_the_node(child: int, sockets: Sockets, folder: Path, parts: Parts)
             sockets.close()
         status: int = await ended
     return status
-
-
-def _pass_on(child: int, number: int) -> None:
-    os.kill(child, number)
