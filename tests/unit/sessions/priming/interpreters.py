@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from cupola.sessions.priming.client import Primed, PrimingChannel, primer_arguments
@@ -19,19 +20,23 @@ from cupola.sessions.priming.plan import Plan, Recording
 OLDEST = (3, 8)
 
 
+@cache
+def version_of(interpreter: str) -> tuple[int, ...]:
+    """The first two numbers of its version."""
+    command = [interpreter, "-c", "import sys; print(*sys.version_info[:2])"]
+    return tuple(map(int, subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()))
+
+
 def _interpreters() -> list[str]:
     """The one that runs the tests, the system's, and whichever others a version manager has installed."""
     found = [sys.executable, "/usr/bin/python3"]
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found += sorted(map(str, versions.glob("3.*/bin/python3")))
-    usable, seen = [], set()
-    for path in filter(os.path.exists, found):
-        command = [path, "-c", "import sys; print(*sys.version_info[:2])"]
-        version = tuple(map(int, subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()))
-        if version >= OLDEST and (version not in seen or path == "/usr/bin/python3"):
-            seen.add(version)
-            usable.append(path)
-    return usable
+    usable: dict[tuple[int, ...], str] = {}
+    for path in found:
+        if Path(path).exists() and version_of(path) >= OLDEST:
+            usable.setdefault(version_of(path), path)
+    return list(usable.values())
 
 
 INTERPRETERS = _interpreters()

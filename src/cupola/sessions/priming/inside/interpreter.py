@@ -117,7 +117,7 @@ def take_channel() -> int:
     was: Any = sys.stdin
     buffer: Any = _io.open(0, "rb", closefd=False)
     buffer.raw.name = "<stdin>"
-    stdin: Any = _io.TextIOWrapper(buffer, was.encoding, was.errors, newline="\n", line_buffering=was.line_buffering)
+    stdin: Any = _io.TextIOWrapper(buffer, was.encoding, was.errors, "\n", was.line_buffering, was.write_through)
     stdin.mode = "r"
     sys.stdin = sys.__stdin__ = stdin  # type: ignore[misc]
     return channel
@@ -161,7 +161,7 @@ class EntryPoint:
     def _script(self, main: dict[str, object]) -> Iterator[object]:
         path = self.target
         if sys.version_info >= (3, 9) and not path.startswith("/"):
-            path = self.directory.rstrip("/") + "/" + (path[2:] if path.startswith("./") else path)
+            path = self.directory.rstrip("/") + "/" + path
         with open(path, "rb") as file:  # noqa: PTH123 - pathlib is not to be imported
             code = compile(file.read(), path, "exec", dont_inherit=True)
         _forget_registered_source()
@@ -198,10 +198,11 @@ class EntryPoint:
 
 
 def _forget_registered_source() -> None:
-    """From 3.13 on an interpreter imports linecache to keep what it was given by `-c`."""
+    """From 3.13 on an interpreter imports linecache to keep what it was given by `-c`, and looks for it here first."""
     if sys.version_info >= (3, 13):
         sys.modules.pop("linecache", None)
         loaded.discard("linecache")
+        sys.path_importer_cache.pop(posix.getcwd(), None)
 
 
 class Guard:
@@ -210,16 +211,19 @@ class Guard:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is None or issubclass(kind, SystemExit):
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or isinstance(error, SystemExit) or trace is None:
             return
+        error.__traceback__ = inner = trace.tb_next
+        if sys.version_info >= (3, 11):  # noqa: UP036 - of the platform, not of an image
+            return
+        # Older interpreters go on with the traceback that they have had before.
         hook = sys.excepthook
 
         def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
             sys.excepthook = hook
-            trace = trace and trace.tb_next
-            error.__traceback__ = sys.last_traceback = trace
-            hook(kind, error, trace)
+            error.__traceback__ = sys.last_traceback = inner
+            hook(kind, error, inner)
 
         sys.excepthook = show
 
@@ -237,6 +241,7 @@ def ready() -> Iterator[object]:
     names = globals()
     try:
         running = entry.prepare()
+        loaded.update(sys.modules)
         for program in request["programs"]:
             exec(compile(program, ready.__code__.co_filename, "exec"), names)  # noqa: S102 - a program of ours
         for name in set(sys.modules) - loaded:

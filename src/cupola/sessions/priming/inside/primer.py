@@ -180,12 +180,9 @@ def replace_environment(environment: dict[bytes, bytes], known: dict[bytes, byte
     """Exactly these variables, with what the interpreter and imported modules did to the ones that they knew."""
     current = posix.environ
     final = dict(environment)
-    for name in known.keys() | current.keys():
-        if current.get(name) != known.get(name):
-            if name in current:
-                final[name] = current[name]
-            else:
-                final.pop(name, None)
+    for name in known.keys() - current.keys():
+        final.pop(name, None)
+    final.update((name, value) for name, value in current.items() if known.get(name) != value)
     for name in list(current):
         posix.unsetenv(name)
     # `os.environ` is a view of this dictionary.
