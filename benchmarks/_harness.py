@@ -26,13 +26,14 @@ class Row:
     count: int
     p50: float
     p95: float
+    p99: float
     least: float
 
     @classmethod
     def of(cls, name: str, milliseconds: Sequence[float]) -> Row:
         ordered = sorted(milliseconds)
-        p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-        return cls(name, len(ordered), statistics.median(ordered), p95, ordered[0])
+        p95, p99 = (ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.95, 0.99))
+        return cls(name, len(ordered), statistics.median(ordered), p95, p99, ordered[0])
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,13 @@ def report(title: str, rows: Sequence[Row], reference: str, goals: Sequence[Goal
     width = max(len(row.name) for row in rows)
     print(f"\n{title}\n")
     print(
-        f"{'':{width}}  {'n':>4}  {'p50 ms':>8}  {'p95 ms':>8}  {'min ms':>8}  {'p50 / ' + reference:>20}  {'added ms':>9}"
+        f"{'':{width}}  {'n':>4}  {'p50 ms':>8}  {'p95 ms':>8}  {'p99 ms':>8}  {'min ms':>8}  "
+        f"{'p50 / ' + reference:>20}  {'added ms':>9}"
     )
     for row in rows:
         ratio, added = row.p50 / base.p50, row.p50 - base.p50
         print(
-            f"{row.name:{width}}  {row.count:>4}  {row.p50:>8.1f}  {row.p95:>8.1f}  {row.least:>8.1f}  "
+            f"{row.name:{width}}  {row.count:>4}  {row.p50:>8.1f}  {row.p95:>8.1f}  {row.p99:>8.1f}  {row.least:>8.1f}  "
             f"{ratio:>20.2f}  {added:>9.1f}"
         )
     print()

@@ -119,7 +119,8 @@ def bare(bench: Bench) -> float:
 
 def crun(bench: Bench) -> float:
     folder, environment = bench.overlay(), bench.environment
-    (folder / "hosts").write_text("127.0.0.1 localhost\n")
+    for name in ("hosts", "resolv.conf"):
+        (folder / name).write_text("")
     for name in ("home", "files"):
         (folder / name).mkdir()
     name = f"bench-{folder.name}"
@@ -129,8 +130,12 @@ def crun(bench: Bench) -> float:
         cpu=1.0, memory=1024 * MIB,
     )  # fmt: skip
     home, files = folder / "home", folder / "files"
-    config = runtime_config(spec, folder / "root", folder / "hosts", home, files, f"/{GROUP}/{name}", User(1000, 1000))
-    config["linux"]["namespaces"].remove({"type": "network"})
+    config = runtime_config(
+        spec, folder / "root", folder / "hosts", folder / "resolv.conf", home, files, f"/{GROUP}/{name}",
+        "/proc/self/ns/net", User(1000, 1000),
+    )  # fmt: skip
+    namespaces = config["linux"]["namespaces"]
+    config["linux"]["namespaces"] = [namespace for namespace in namespaces if namespace["type"] != "network"]
     # A sysfs needs a network namespace of its own.
     config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "sysfs"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -147,6 +152,21 @@ def crun(bench: Bench) -> float:
     return took
 
 
+def load_image(platform: Platform, digest: str) -> Image:
+    """An image as a platform has unpacked it."""
+
+    async def load() -> Image | None:
+        store = ImageStore(platform.data / "images")
+        image = await store.load(digest)
+        await store.close()
+        return image
+
+    image = asyncio.run(load())
+    if image is None:
+        raise RuntimeError("the platform has no image")
+    return image
+
+
 class Cupola:
     """A platform on which the image is deployed."""
 
@@ -158,15 +178,7 @@ class Cupola:
         with self.platform.http() as client:
             self._headers = {**JSON, "authorization": client.headers["authorization"]}
             self._connection = http.client.HTTPConnection("127.0.0.1", client.base_url.port, timeout=DEADLINE)
-        self.image = asyncio.run(self._load(str(version["image_digest"])))
-
-    async def _load(self, digest: str) -> Image:
-        store = ImageStore(self.platform.data / "images")
-        image = await store.load(digest)
-        await store.close()
-        if image is None:
-            raise RuntimeError("the platform has no image")
-        return image
+        self.image = load_image(self.platform, str(version["image_digest"]))
 
     def new_session(self, _: Bench) -> float:
         return self._ask(BODY)[0]

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import uvicorn
@@ -22,27 +23,37 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cupola.api.agents import AgentsApi
+from cupola.api.egress import EgressApi
 from cupola.api.http import Errors, RequestIds
 from cupola.api.logs import LogsApi
+from cupola.api.metrics import MetricsApi
 from cupola.api.projects import DEFAULT_PROJECT, Project
+from cupola.api.sessions import SessionsApi
 from cupola.api.tokens import TokensApi
+from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy
 from cupola.domain.errors import CupolaError, not_found
 from cupola.gateway.invoke import Gateway
+from cupola.host.choice import Choice, choose, driver_checks
+from cupola.host.machine import look
 from cupola.identity.authentication import Authentication
 from cupola.identity.certificates import Certificates, ensure_certificates
 from cupola.identity.secret import hash_secret, new_secret, write_private
 from cupola.identity.tokens import Tokens, load_or_create_key
 from cupola.images.store import ImageStore
 from cupola.installation import DataFolder, ServerState
-from cupola.sandbox.base import SandboxError
+from cupola.sandbox.base import Driver, SandboxError
 from cupola.sandbox.oci.driver import (
     LOCK_NAME,
     OciDriver,
     enter_private_mount_namespace,
     sweep_dead_installations,
 )
+from cupola.sandbox.oci.network.network import NetworkSettings
+from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.launcher import Installation, Launcher
-from cupola.sessions.manager import SessionManager
+from cupola.sessions.manager import Rest, SessionManager
+from cupola.sessions.pool import WarmPool
+from cupola.sessions.primer import Primer
 from cupola.sessions.provisioner import Provisioner
 from cupola.settings import Settings
 from cupola.storage import principals
@@ -61,6 +72,13 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
     """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start."""
     folder = DataFolder(settings.data)
     tenant = folder.create()
+    choice = _choose_driver(settings)
+    logger.info("sandboxes are made by the %s driver: %s", choice.driver, choice.reason)
+    if choice.driver == "docker":
+        with folder.lock():
+            docker = _docker_driver(settings, tenant)
+            uvloop.run(_Server(settings, folder, tenant, lambda _: docker).serve(on_ready))
+        return
     try:
         enter_private_mount_namespace()
     except OSError as error:
@@ -70,7 +88,26 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
             "CAP_SYS_ADMIN and outside of a chroot.",
         ) from error
     with folder.lock(), _run_directory(_short(tenant)) as run_directory:
-        uvloop.run(_Server(settings, folder, tenant, run_directory).serve(on_ready))
+
+        def oci(state: ServerState) -> Driver:
+            network = NetworkSettings(state.https_port, IPv4Network(settings.sandbox_network), settings.dns_servers)
+            return OciDriver(_short(tenant), run_directory, folder.sandboxes, settings.oci_runtime or None, network)
+
+        uvloop.run(_Server(settings, folder, tenant, oci).serve(on_ready))
+
+
+def _choose_driver(settings: Settings) -> Choice:
+    if settings.driver != "auto":
+        return Choice(settings.driver, "the setting driver asks for it")
+    machine = look(settings.oci_runtime)
+    return choose(driver_checks(machine, settings.oci_runtime, settings.docker_socket))
+
+
+def _docker_driver(settings: Settings, tenant: str) -> Driver:
+    # What it needs takes long to import, and most servers do not need it.
+    from cupola.sandbox.docker.driver import DockerDriver
+
+    return DockerDriver(_short(tenant), settings.docker_socket)
 
 
 def _short(tenant: str) -> str:
@@ -99,11 +136,13 @@ def _run_directory(name: str) -> Iterator[Path]:
 
 
 class _Server:
-    def __init__(self, settings: Settings, folder: DataFolder, tenant: str, run_directory: Path) -> None:
+    def __init__(
+        self, settings: Settings, folder: DataFolder, tenant: str, make_driver: Callable[[ServerState], Driver]
+    ) -> None:
         self._settings = settings
         self._folder = folder
         self._tenant = tenant
-        self._run_directory = run_directory
+        self._make_driver = make_driver
 
     async def serve(self, on_ready: Callable[[ServerState], None]) -> None:
         settings = self._settings
@@ -118,20 +157,16 @@ class _Server:
                 insecure_registries=settings.insecure_registries,
                 docker_socket=settings.docker_socket,
             )
-            driver = OciDriver(
-                _short(self._tenant),
-                self._run_directory,
-                self._folder.sandboxes,
-                settings.oci_runtime or None,
-            )
+            driver = self._make_driver(state)
             try:
                 await driver.open()
             except SandboxError as error:
                 raise CupolaError("driver", f"Sandboxes cannot be made on this machine: {error}.") from error
+            default_egress = _default_egress(settings, driver)
             try:
                 for name in await driver.names():
                     await driver.stop(name, 0)
-                await self._serve(state, (https, http), database, images, driver, on_ready)
+                await self._serve(state, (https, http), database, images, driver, default_egress, on_ready)
             finally:
                 await driver.close()
                 await images.close()
@@ -162,12 +197,14 @@ class _Server:
         sockets: tuple[socket.socket, socket.socket],
         database: Database,
         images: ImageStore,
-        driver: OciDriver,
+        driver: Driver,
+        default_egress: EgressPolicy,
         on_ready: Callable[[ServerState], None],
     ) -> None:
         settings = self._settings
         certificates = await asyncio.to_thread(self._certificates)
         tokens = Tokens(load_or_create_key(self._folder.signing_key), self._tenant)
+        egress_api = EgressApi(database, default_egress)
         launcher = Launcher(
             driver,
             Installation(
@@ -175,17 +212,41 @@ class _Server:
                 project_endpoint=lambda project: f"{state.https_url}/api/projects/{project}",
                 startup_timeout=settings.startup_timeout,
                 stop_grace=settings.stop_grace,
+                egress=egress_api.policy,
+            ),
+            Admission(
+                Limits(
+                    sandboxes=settings.max_sandboxes,
+                    memory=settings.max_sandbox_memory,
+                    queue=settings.sandbox_queue,
+                    deadline=settings.sandbox_queue_timeout,
+                )
             ),
         )
-        manager = SessionManager(database, images, launcher, self._folder.sessions)
+        primer = Primer(launcher, database)
+        pool = WarmPool(launcher, primer, images, self._folder.sessions, settings.pool_size)
+        rest = Rest(settings.freeze_after, settings.hold_limit)
+        manager = SessionManager(database, images, launcher, primer, pool, self._folder.sessions, rest)
         provisioner = Provisioner(
-            database, images, launcher, self._folder.path / "trials", settings.provisioning_concurrency
+            database,
+            images,
+            launcher,
+            primer,
+            self._folder.path / "trials",
+            settings.provisioning_concurrency,
+            manager.version_activated,
         )
         agents_api = AgentsApi(database, images, provisioner, manager, local_images=settings.local_images)
         gateway = Gateway(database, manager, settings.max_request_body)
         projects = await database.read(principals.project_names)
-        project = Project(projects, [*agents_api.routes(), *LogsApi(database, manager).routes(), *gateway.routes()])
-        app = _application(project, TokensApi(database, tokens), tokens)
+        routes = [
+            *agents_api.routes(),
+            *SessionsApi(database, manager).routes(),
+            *egress_api.routes(),
+            *LogsApi(database, manager).routes(),
+            *gateway.routes(),
+        ]
+        app = _application(Project(projects, routes), TokensApi(database, tokens), MetricsApi(manager), tokens)
         servers = (_listener(app, certificates), _listener(app, None))
 
         stopping = asyncio.Event()
@@ -193,6 +254,7 @@ class _Server:
         _on_signals(stopping, driver)
         async with asyncio.TaskGroup() as group:
             group.create_task(manager.run(sandboxes_stopping), name="sessions")
+            group.create_task(pool.run(sandboxes_stopping), name="warm pool")
             group.create_task(provisioner.run(sandboxes_stopping), name="provisioner")
             serving = [
                 group.create_task(server.serve([listening]), name="listener")
@@ -210,7 +272,25 @@ class _Server:
             sandboxes_stopping.set()
 
 
-def _application(project: Project, tokens_api: TokensApi, tokens: Tokens) -> ASGIApp:
+def _default_egress(settings: Settings, driver: Driver) -> EgressPolicy:
+    """The policy of projects that were given none, which is all that this host can provide."""
+    if settings.egress == EgressMode.NONE:
+        return NO_EGRESS
+    if not isinstance(driver, OciDriver):
+        logger.warning("only the oci driver gives sandboxes a way out, so the default egress policy is none")
+        return NO_EGRESS
+    network = driver.network
+    if network.no_egress is not None:
+        logger.warning(
+            "sandboxes can have no way out here, so the default egress policy is none: %s", network.no_egress
+        )
+        return NO_EGRESS
+    if network.warning is not None:
+        logger.warning("%s", network.warning)
+    return EgressPolicy(EgressMode(settings.egress))
+
+
+def _application(project: Project, tokens_api: TokensApi, metrics_api: MetricsApi, tokens: Tokens) -> ASGIApp:
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "healthy"})
 
@@ -221,7 +301,7 @@ def _application(project: Project, tokens_api: TokensApi, tokens: Tokens) -> ASG
         raise not_found(f"The path {scope['path'][:256]}")
 
     router = Router(
-        [Route("/healthz", health, methods=["GET"]), *tokens_api.routes(), project.mount()],
+        [Route("/healthz", health, methods=["GET"]), *tokens_api.routes(), *metrics_api.routes(), project.mount()],
         default=nothing_here,
         redirect_slashes=False,
     )
@@ -267,7 +347,7 @@ def _listen(host: str, port: int, what: str) -> socket.socket:
         ) from error
 
 
-def _on_signals(stopping: asyncio.Event, driver: OciDriver) -> None:
+def _on_signals(stopping: asyncio.Event, driver: Driver) -> None:
     def stop() -> None:
         if stopping.is_set():
             driver.hurry()

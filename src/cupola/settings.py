@@ -6,14 +6,20 @@ value comes from.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cupola.domain.egress import PRIVATE
 from cupola.domain.errors import CupolaError
+
+RESERVED_PORTS = (53, 8088)
+"""Of a sandbox's loopback: the name service and the agent."""
+DRIVERS = ("auto", "oci", "docker")
 
 
 def _default_data() -> Path:
@@ -37,18 +43,32 @@ class Settings:
     data: Path = setting(_default_data, "folder for everything that is kept")
     https_port: int = setting(8443, "port for HTTPS on localhost; 0 takes any free one")
     http_port: int = setting(8080, "port for HTTP on 127.0.0.1; 0 takes any free one")
-    driver: str = setting("oci", "what makes sandboxes: oci")
+    driver: str = setting("auto", "what makes sandboxes: oci, docker, or auto for the first of them that can")
     oci_runtime: str = setting("", "OCI runtime of the oci driver; empty takes crun, else runc")
     startup_timeout: float = setting(60.0, "how long an agent may take from its start to answering GET /readiness")
     stop_grace: float = setting(30.0, "time between SIGTERM and SIGKILL when a sandbox is stopped")
+    freeze_after: float = setting(10.0, "idle time after which a sandbox is frozen; 0 never freezes")
+    hold_limit: float = setting(
+        4 * 3600.0, "longest time that one request or background response keeps a sandbox awake"
+    )
+    pool_size: int = setting(2, "most sandboxes made ahead for each version in use; 0 makes none")
+    max_sandboxes: int = setting(500, "most sandboxes at once; 0 for no limit")
+    max_sandbox_memory: int = setting(0, "most memory that the limits of all sandboxes may add up to; 0 for no limit")
+    sandbox_queue: int = setting(100, "most requests that wait for a sandbox when the server is full")
+    sandbox_queue_timeout: float = setting(30.0, "how long such a request waits before it is refused")
     max_request_body: int = setting(32 * 1024**2, "largest body of a request")
     provisioning_concurrency: int = setting(2, "versions that are pulled and tried at once")
     local_images: bool = setting(
         True, "let administrators deploy oci:, oci-archive:, docker-archive:, docker-daemon: images"
     )
-    docker_socket: Path = setting(Path("/var/run/docker.sock"), "where docker-daemon: images come from")
+    docker_socket: Path = setting(
+        Path("/var/run/docker.sock"), "Docker engine of the docker driver and of docker-daemon: images"
+    )
     registry_mirrors: dict[str, str] = setting(dict, "registry host = base URL of a registry to ask instead")
     insecure_registries: tuple[str, ...] = setting((), "registry hosts that are asked by plain HTTP")
+    egress: str = setting("open", "what sandboxes of a project without a policy may reach: open, none")
+    sandbox_network: str = setting("10.183.0.0/16", "private network that sandboxes' addresses are from")
+    dns_servers: tuple[str, ...] = setting((), "addresses to ask for names; empty asks those of /etc/resolv.conf")
 
 
 _VARIABLES = {"CUPOLA_CONFIG", *(f"CUPOLA_{entry.name.upper()}" for entry in fields(Settings))}
@@ -133,9 +153,51 @@ def _convert(name: str, raw: Any, source: str) -> Any:
                 raise CupolaError(
                     "bad_setting", f"{name} (from {source}): {url!r} for {host} must begin with http:// or https://."
                 )
-    if name == "driver" and value != "oci":
-        raise CupolaError("bad_setting", f"driver (from {source}): {value!r} is unknown; the only driver is oci.")
+    if name == "https_port" and value in RESERVED_PORTS:
+        text = f"https_port (from {source}): {value} is in use inside of sandboxes; choose another port."
+        raise CupolaError("bad_setting", text)
+    if name in _CHECKS:
+        try:
+            _CHECKS[name](value)
+        except ValueError as error:
+            raise CupolaError("bad_setting", f"{name} (from {source}): {error}.") from None
     return value
+
+
+def _check_driver(value: str) -> None:
+    if value not in DRIVERS:
+        raise ValueError(f"{value!r} is unknown; the drivers are {', '.join(DRIVERS)}")
+
+
+def _check_egress(value: str) -> None:
+    if value not in ("open", "none"):
+        raise ValueError(f"expected open or none, got {value!r}; a project's own policy can be an allow-list")
+
+
+def _check_sandbox_network(value: str) -> None:
+    wanted = "expected a private network such as 10.183.0.0/16, from /8 to /24"
+    try:
+        network = ipaddress.IPv4Network(value)
+    except ValueError:
+        raise ValueError(f"{wanted}, got {value!r}") from None
+    if not 8 <= network.prefixlen <= 24 or not any(network.subnet_of(private) for private in PRIVATE):
+        raise ValueError(f"{wanted}, got {value!r}")
+
+
+def _check_dns_servers(value: tuple[str, ...]) -> None:
+    for address in value:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise ValueError(f"expected addresses such as 192.0.2.53, got {address!r}") from None
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "driver": _check_driver,
+    "egress": _check_egress,
+    "sandbox_network": _check_sandbox_network,
+    "dns_servers": _check_dns_servers,
+}
 
 
 def _to_bool(raw: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from cupola.images.debian import build_base
 from scripts.build_sample import build
+from tests.system.engine import EngineUnavailable, PrivateEngine, serve_engine
 from tests.system.platform import Platform, traces
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,17 @@ def base_root() -> Path:
     """An unpacked root file system with Python and a shell."""
     CACHE.mkdir(exist_ok=True)
     return build_base(CACHE / "images")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[PrivateEngine]:
+    """A Docker engine of the tests' own."""
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(serve_engine())
+        except EngineUnavailable as error:
+            pytest.skip(str(error))
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 import httpx2
 
 from cupola.installation import DataFolder
+from cupola.sandbox.oci.network.nftables import Nftables
+from cupola.sandbox.oci.network.router import interface_name
 
 CUPOLA = (sys.executable, "-m", "cupola")
 READY_DEADLINE = 30.0
@@ -123,7 +126,13 @@ class Platform:
 def traces(data: Path) -> list[str]:
     """Whatever of a platform is left on this machine: processes, control groups, mounts, run directories, sandboxes."""
     name = data.joinpath("installation").read_text().replace("-", "")[:12]
-    found = [f"group {path}" for path in Path("/sys/fs/cgroup").glob(f"**/cupola-{name}")]
+    # Others' groups may vanish during the walk, which os.walk does not mind.
+    groups = (
+        Path(directory) / f"cupola-{name}"
+        for directory, names, _ in os.walk("/sys/fs/cgroup")
+        if f"cupola-{name}" in names
+    )
+    found = [f"group {path}" for path in groups]
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal():
             continue
@@ -138,6 +147,18 @@ def traces(data: Path) -> list[str]:
     found += [f"{path}" for part in ("bundles", "state") for path in (run / part).glob("[!.]*")]
     if run.exists() and not DataFolder(data).is_locked():
         found.append(f"{run}")
+    if not DataFolder(data).is_locked():
+        found += _network_traces(name)
     sandboxes = data / "sandboxes"
     found += [str(path) for path in sandboxes.iterdir()] if sandboxes.exists() else []
+    return found
+
+
+def _network_traces(installation: str) -> list[str]:
+    rules = Nftables()
+    tables = rules.run("list tables").splitlines()
+    rules.close()
+    found = [table for table in tables if table.endswith(f"cupola-{installation}")]
+    if interface_name(installation) in {name for _, name in socket.if_nameindex()}:
+        found.append(interface_name(installation))
     return found

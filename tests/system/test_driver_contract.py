@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import os
 import shutil
@@ -15,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from cupola.sandbox.base import MIB, Driver, Exit, Sandbox, SandboxError, SandboxSpec
+from cupola.sandbox.docker.driver import DockerDriver
 from cupola.sandbox.fake import FakeDriver, FakeProcess
 from cupola.sandbox.http import AgentClient
 from cupola.sandbox.oci.driver import OciDriver
+from tests.system.engine import PrivateEngine
 
 PROGRAMS = Path(__file__).parent / "contract_programs"
 _numbers = itertools.count(1)
@@ -75,6 +78,16 @@ class OciHarness(Harness):
         return _spec((self._base, PROGRAMS), arguments, directory, memory)
 
 
+class DockerHarness(Harness):
+    def __init__(self, base: Path, engine: Path) -> None:
+        self._base = base
+        self.driver = DockerDriver(f"test{os.getpid()}x{next(_numbers)}", engine)
+
+    def spec(self, program: str, directory: Path | None, *, memory: int = 256 * MIB) -> SandboxSpec:
+        arguments = ("/nonexistent",) if program == "missing" else ("python3", "-u", f"/{program}.py")
+        return _spec((self._base, PROGRAMS), arguments, directory, memory)
+
+
 def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path | None, memory: int) -> SandboxSpec:
     return SandboxSpec(
         name=f"s-{next(_numbers)}",
@@ -91,10 +104,13 @@ def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path 
     )
 
 
-@pytest.fixture(params=["fake", "crun", "runc"])
+@pytest.fixture(params=["fake", "crun", "runc", "docker"])
 async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     if request.param == "fake":
         made: Harness = FakeHarness()
+    elif request.param == "docker":
+        engine: PrivateEngine = request.getfixturevalue("engine")
+        made = DockerHarness(request.getfixturevalue("base_root"), engine.socket)
     else:
         if os.geteuid() != 0:
             pytest.skip("the oci driver needs root")
@@ -260,6 +276,24 @@ async def test_directories_and_input_can_be_given_to_a_running_sandbox(harness: 
     with pytest.raises(SandboxError, match="has ended"):
         await harness.driver.attach(sandbox.name, tmp_path / "home", tmp_path / "files")
     assert (tmp_path / "home" / "note").exists()
+
+
+async def test_files_that_are_older_than_their_user_become_the_users(harness: Harness, tmp_path: Path) -> None:
+    if not isinstance(harness, OciHarness):
+        pytest.skip("its sandboxes have no users of their own, or files have none")
+    (tmp_path / "home" / "inner").mkdir(parents=True)
+    (tmp_path / "home" / "inner" / "file").write_text("before")
+    (tmp_path / "outside").write_text("not yours")
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "outside")
+    spec = dataclasses.replace(harness.spec("note", tmp_path), user="1000:1000")
+    printed = Printed()
+    sandbox = await harness.driver.start(spec, printed.take)
+    await asyncio.wait_for(sandbox.exited, 10)
+    await harness.driver.stop(sandbox.name, 0)
+    assert printed.streams["stdout"] == b"1\n"
+    for name in ("home", "files", "home/inner", "home/inner/file", "home/link"):
+        assert (tmp_path / name).lstat().st_uid == 1000, name
+    assert (tmp_path / "outside").stat().st_uid == os.getuid()
 
 
 async def test_many_sandboxes_at_once(harness: Harness, tmp_path: Path) -> None:

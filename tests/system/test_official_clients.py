@@ -80,6 +80,20 @@ def test_the_whole_lifecycle_with_2_10_0(
     ]
 
 
+def test_sessions_with_2_10_0(platform: Platform, sdk_python: Callable[[str], Path], echo_image: str) -> None:
+    assert run(sdk_python("2.10.0"), platform, "sessions_new.py", echo_image) == [
+        "created: my-own-session idle 1",
+        "twice: session_already_exists",
+        "answer: Echo: hello my-own-session",
+        "then: active",
+        "stopped: idle True True",
+        "again: Echo: x",
+        "listed: [True, False]",
+        "gone: session_not_found",
+        "async: [True]",
+    ]
+
+
 OLD_LIFECYCLE = [
     "status: active",
     "agents: ['old-style', 'data-processor-agent']",

@@ -54,7 +54,7 @@ async def inside(driver: OciDriver, spec: SandboxSpec, program: str) -> tuple[st
     """Run a Python program in a sandbox: what it printed, its exit code, and whether it died for lack of memory."""
     printed: list[bytes] = []
     spec = replace(spec, arguments=("python3", "-u", "-c", program))
-    sandbox = await driver.start(spec, lambda _, data: printed.append(data))
+    sandbox = await driver.start(spec, lambda stream, data: None if stream == "status" else printed.append(data))
     ended = await asyncio.wait_for(sandbox.exited, 60)
     await driver.stop(spec.name, 0)
     return b"".join(printed).decode().strip(), ended.code, ended.out_of_memory
@@ -114,10 +114,12 @@ async def test_it_sees_no_files_of_the_host(driver: OciDriver, spec: SandboxSpec
 import os
 print(os.path.exists({str(secret)!r}), os.path.exists("/proc/1/root/../{secret}"))
 mounts = [line.split()[4] for line in open("/proc/self/mountinfo")]
-print(all(mount == "/" or mount.startswith(("/proc", "/sys", "/dev", "/etc/hosts", "/home/session", "/files"))
+print(all(mount == "/" or mount.startswith(("/proc", "/sys", "/dev", "/etc/hosts", "/etc/resolv.conf",
+                                              "/home/session", "/files"))
           for mount in mounts))
 print([line for line in open("/proc/self/mountinfo") if {str(tmp_path)!r} in line and " /home/session " not in line
-       and " /files " not in line and " /etc/hosts " not in line and " / / " not in line])
+       and " /files " not in line and " /etc/hosts " not in line and " /etc/resolv.conf " not in line
+       and " / / " not in line])
 """
     printed = (await inside(driver, spec, program))[0].splitlines()
     assert printed == ["False False", "True", "[]"]

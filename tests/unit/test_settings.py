@@ -60,7 +60,7 @@ def test_a_variable_that_is_empty_is_not_given(file: Path) -> None:
         ("https_port", "65535", "65535", 65535),
         ("startup_timeout", "0.5", "0.5", 0.5),
         ("startup_timeout", "7", "7", 7.0),
-        ("driver", "oci", '"oci"', "oci"),
+        ("driver", "docker", '"docker"', "docker"),
         ("local_images", "false", "false", False),
         ("local_images", "off", '"off"', False),
         ("local_images", "YES", "true", True),
@@ -109,7 +109,7 @@ def test_a_variable_that_cannot_be_used_is_named(file: Path, variable: str, valu
 def test_a_driver_that_does_not_exist_is_told(file: Path) -> None:
     assert (
         refusal(file, CUPOLA_DRIVER="magic")
-        == "driver (from CUPOLA_DRIVER): 'magic' is unknown; the only driver is oci."
+        == "driver (from CUPOLA_DRIVER): 'magic' is unknown; the drivers are auto, oci, docker."
     )
 
 

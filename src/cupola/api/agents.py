@@ -19,6 +19,7 @@ from cupola.domain.definition import Definition, parse_definition, parse_metadat
 from cupola.domain.errors import CupolaError, not_found
 from cupola.domain.ids import AGENT_NAME
 from cupola.domain.principal import Principal
+from cupola.domain.session import SessionUpgrade
 from cupola.domain.version import Agent, Version, VersionStatus
 from cupola.images.reference import Reference, parse_reference
 from cupola.images.store import ImageStore
@@ -72,6 +73,7 @@ class AgentsApi:
             Route("/agents", self.create_agent, methods=["POST"]),
             Route("/agents/{name}", self.get_agent, methods=["GET"]),
             Route("/agents/{name}", self.update_agent, methods=["POST"]),
+            Route("/agents/{name}", self.patch_agent, methods=["PATCH"]),
             Route("/agents/{name}", self.delete_agent, methods=["DELETE"]),
             Route("/agents/{name}/versions", self.list_versions, methods=["GET"]),
             Route("/agents/{name}/versions", self.create_version, methods=["POST"]),
@@ -121,6 +123,19 @@ class AgentsApi:
         agent = await self._agent(request)
         latest = await self._database.read(lambda connection: agents.latest_version(connection, agent))
         return JSONResponse(agent_object(agent, latest))
+
+    async def patch_agent(self, request: Request) -> Response:
+        """PATCH /agents/{name}: `session_upgrade`, which is this platform's own."""
+        body = await json_object(request)
+        unknown = sorted(set(body) - {"session_upgrade"})
+        if unknown:
+            text = f"{unknown[0][:64]}: cannot be changed; only session_upgrade can."
+            raise CupolaError("bad_request", text, param=unknown[0][:64])
+        if "session_upgrade" in body:
+            policy = _session_upgrade(body["session_upgrade"])
+            agent = await self._agent(request)
+            await self._database.write(lambda connection: agents.set_session_upgrade(connection, agent, policy))
+        return await self.get_agent(request)
 
     async def delete_agent(self, request: Request) -> Response:
         """DELETE /agents/{name}: 409 while sessions run, unless `force=true`."""
@@ -294,6 +309,15 @@ def _agent_name(name: object) -> str:
         "digit at both ends.",
         param="name",
     )
+
+
+def _session_upgrade(value: object) -> SessionUpgrade:
+    try:
+        return SessionUpgrade(str(value))
+    except ValueError:
+        expected = ", ".join(SessionUpgrade)
+        text = f"session_upgrade: {str(value)[:64]!r} is unknown; use one of {expected}."
+        raise CupolaError("bad_request", text, param="session_upgrade") from None
 
 
 def _forced(request: Request) -> bool:

@@ -98,6 +98,9 @@ def error_response(scope: Scope, error: Exception) -> JSONResponse:
     session_id = scope.get("cupola.session_id")
     if session_id is not None:
         headers["x-agent-session-id"] = session_id
+    timing = str(scope.get("cupola.server_timing", ""))
+    if timing:
+        headers["server-timing"] = timing
     return JSONResponse(error.body(scope["cupola.request_id"]), error.status, headers)
 
 

@@ -17,6 +17,7 @@ def agent_object(agent: Agent, latest: Version | None) -> dict[str, Any]:
         "versions": {"latest": None if latest is None else version_object(latest)},
         "state": "enabled",
         "configuration_state": "enabled",
+        "session_upgrade": str(agent.session_upgrade),
         "agent_endpoint": {
             "version_selector": {
                 "version_selection_rules": [

@@ -65,6 +65,11 @@ class Definition:
     def memory_bytes(self) -> int:
         return _memory_bytes(self.memory)
 
+    @property
+    def primes(self) -> bool:
+        """Whether the definition asks for interpreters that are made ready ahead."""
+        return self.extra.get("enable_memory_snapshot") is True
+
     def speaks(self, protocol: str) -> bool:
         """Whether the definition declares a protocol."""
         return any(entry.protocol == protocol for entry in self.protocols)

@@ -9,6 +9,7 @@ import uuid
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 AGENT_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+RESPONSE_ID = re.compile(r"caresp_([0-9a-f]{16}00)[A-Za-z0-9]{32}")
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{8,128}")
 
 
@@ -20,6 +21,13 @@ def random_text(length: int) -> str:
 def new_session_id() -> str:
     """A session id: 134 bits, within the documented form `[A-Za-z0-9_-]{8,128}`."""
     return f"sess_{random_text(26)}"
+
+
+def new_response_id(previous: str | None) -> str:
+    """An id for a response (container contract, section 4.2), in the partition of the one before it if there is one."""
+    match = RESPONSE_ID.fullmatch(previous or "")
+    partition = match[1] if match else f"{secrets.token_hex(8)}00"
+    return f"caresp_{partition}{random_text(32)}"
 
 
 def new_guid() -> str:

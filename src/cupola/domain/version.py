@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from cupola.domain.definition import Definition
 from cupola.domain.errors import CupolaError
+from cupola.domain.session import SessionUpgrade
 
 
 class VersionStatus(StrEnum):
@@ -57,6 +58,7 @@ class Agent:
     guid: str
     identity: Identity
     created_at: int
+    session_upgrade: SessionUpgrade = SessionUpgrade.ON_IDLE
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ def to_agent(headers: Headers, request_id: bytes) -> list[tuple[bytes, bytes]]:
     return passed
 
 
-def to_caller(headers: Headers, session_id: str) -> list[tuple[bytes, bytes]]:
-    """The agent's headers that a caller sees, and the session's id."""
+def to_caller(headers: Headers, session_id: str, timing: str) -> list[tuple[bytes, bytes]]:
+    """The agent's headers that a caller sees, the session's id, and where the time went beside what the agent says of it."""
     passed = [(name, value) for name, value in headers if name not in _DROPPED_ANSWERS]
     passed.append((b"x-agent-session-id", session_id.encode()))
+    passed.append((b"server-timing", timing.encode()))
     return passed

@@ -17,9 +17,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from cupola.domain.errors import CupolaError, not_found
+from cupola.domain.ids import new_response_id
 from cupola.domain.session import Session, check_session_id
 from cupola.domain.version import Version
 from cupola.gateway import headers
+from cupola.gateway.background import until_complete
+from cupola.gateway.timing import Timing
 from cupola.sandbox.http import AgentConnectionError, AgentUnreachable, Response
 from cupola.sessions.launcher import RunningAgent
 from cupola.sessions.manager import SessionManager
@@ -47,6 +50,8 @@ class _ResponsesBody(msgspec.Struct):
     agent_reference: _AgentReference | None = None
     agent_session_id: str | None = None
     model: str | None = None
+    background: bool | None = None
+    previous_response_id: str | None = None
 
 
 _decode_body = msgspec.json.Decoder(_ResponsesBody).decode
@@ -57,6 +62,8 @@ class _Target:
     agent: str
     number: int | None
     session_id: str | None
+    background_id: str | None = None
+    """The id that a response gets which goes on after its request."""
 
 
 class Gateway:
@@ -83,15 +90,18 @@ class Gateway:
 
     async def responses(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST …/responses."""
+        scope["cupola.server_timing"] = Timing()
         body = await self._read_body(receive)
         target = _responses_target(body, scope["path_params"].get("name"))
         session, version = await self._session(scope, target, "responses")
         query = scope["query_string"]
         path = b"/responses" + (b"?" + query if query else b"")
-        await _while_connected(receive, None, self._forward(scope, send, session, version, path, body))
+        forward = self._forward(scope, send, session, version, path, body, target.background_id)
+        await _while_connected(receive, None, forward)
 
     async def invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST …/protocols/invocations: any body of any type."""
+        scope["cupola.server_timing"] = Timing()
         self._check_length(scope)
         query = parse_qs(scope["query_string"].decode("latin-1"))
         given = query.get("agent_session_id")
@@ -107,6 +117,7 @@ class Gateway:
         agent = await self._database.read(lambda connection: agents.require_agent(connection, project, target.agent))
         session, version = await self._manager.resolve(agent, target.session_id, target.number, scope["cupola.caller"])
         scope["cupola.session_id"] = session.id
+        scope["cupola.server_timing"].resolved()
         if not version.definition.speaks(protocol):
             spoken = ", ".join(entry.protocol for entry in version.definition.protocols)
             raise CupolaError(
@@ -124,10 +135,16 @@ class Gateway:
         version: Version,
         path: bytes,
         body: bytes | AsyncIterator[bytes],
+        background_id: str | None = None,
     ) -> None:
         sent = headers.to_agent(scope["headers"], scope["cupola.request_id"].encode())
+        if background_id is not None:
+            sent.append((b"x-agent-response-id", background_id.encode()))
+        timing: Timing = scope["cupola.server_timing"]
         for last_try in (False, True):
-            async with self._manager.running(session, version) as agent:
+            async with self._manager.running(session, version, scope["cupola.caller"].id) as use:
+                agent = use.agent
+                timing.has(use)
                 try:
                     response = await agent.client.request(b"POST", path, sent, body)
                 except AgentConnectionError as error:
@@ -136,8 +153,13 @@ class Gateway:
                         # It died before it heard of this request, which the next sandbox can still serve.
                         continue
                     raise _agent_broke(agent, error) from error
-                async with response:
-                    await _pass_on(response, send, session.id, agent)
+                timing.answered(response)
+                try:
+                    async with response:
+                        await _pass_on(response, send, session.id, timing, agent)
+                finally:
+                    if background_id is not None:
+                        self._manager.keep_awake(session, until_complete(background_id))
                 return
 
     def _check_length(self, scope: Scope) -> None:
@@ -249,7 +271,8 @@ def _responses_target(body: bytes, name_in_path: str | None) -> _Target:
             "invalid_request_error", f"{key}.name: the path is of agent {name[:63]}.", param=f"{key}.name"
         )
     session_id = None if parsed.agent_session_id is None else check_session_id(parsed.agent_session_id)
-    return _Target(name, _number(reference, key), session_id)
+    background_id = new_response_id(parsed.previous_response_id) if parsed.background else None
+    return _Target(name, _number(reference, key), session_id, background_id)
 
 
 def _number(reference: _AgentReference | None, key: str) -> int | None:
@@ -261,12 +284,12 @@ def _number(reference: _AgentReference | None, key: str) -> int | None:
     return int(text)
 
 
-async def _pass_on(response: Response, send: Send, session_id: str, agent: RunningAgent) -> None:
+async def _pass_on(response: Response, send: Send, session_id: str, timing: Timing, agent: RunningAgent) -> None:
     await send(
         {
             "type": "http.response.start",
             "status": response.status,
-            "headers": headers.to_caller(response.headers, session_id),
+            "headers": headers.to_caller(response.headers, session_id, str(timing)),
         }
     )
     content_type = response.header(b"content-type") or b""

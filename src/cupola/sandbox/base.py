@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Stream = Literal["stdout", "stderr"]
+from cupola.domain.egress import NO_EGRESS, EgressPolicy
+
+Stream = Literal["stdout", "stderr", "status"]
+"""What the sandbox prints, and as `status` what the platform has to say about it, in whole lines."""
 Output = Callable[[Stream, bytes], None]
 """Takes what the sandbox prints, from its first byte on, in the order of each stream."""
 
@@ -31,7 +34,7 @@ class SandboxSpec:
     `home` is a durable host directory that becomes the sandbox's `$HOME`; `files` becomes `/files`; a sandbox that is
     made before it is known whose it will be has neither, and gets them by `Driver.attach`. With `channel` the
     program's standard input is a stream socket whose other end is `Sandbox.channel`; else it is empty. `cpu` is in
-    cores, `memory` in bytes.
+    cores, `memory` in bytes. `egress` is what it may reach beside the platform.
     """
 
     name: str
@@ -47,6 +50,7 @@ class SandboxSpec:
     port: int = 8088
     hostname: str = "agent"
     channel: bool = False
+    egress: EgressPolicy = NO_EGRESS
 
 
 @dataclass(frozen=True)

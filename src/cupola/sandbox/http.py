@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Self, cast
@@ -36,9 +37,14 @@ class AgentUnreachable(AgentConnectionError):
 
 
 class Response:
-    """A response whose head has arrived. Read the body, or leave the `async with`, which drops the connection."""
+    """A response whose head has arrived. Read the body, or leave the `async with`, which drops the connection.
 
-    def __init__(self, connection: _Connection, client: AgentClient) -> None:
+    `connected` and `answered` are the seconds it took to get a connection and, from then on, the head of the answer.
+    """
+
+    def __init__(self, connection: _Connection, client: AgentClient, connected: float, answered: float) -> None:
+        self.connected = connected
+        self.answered = answered
         self.status = connection.status
         self.headers: Headers = tuple(connection.headers)
         self._connection = connection
@@ -86,13 +92,15 @@ class AgentClient:
         `headers` must hold everything but Host, Content-Length and Transfer-Encoding of an iterated body; a body in
         pieces is sent in chunks. Raises AgentConnectionError.
         """
+        began = time.perf_counter()
         connection = self._take_idle() or await self._connect()
+        connected = time.perf_counter()
         try:
             await connection.send(method, target, headers, body)
         except BaseException:
             connection.abort()
             raise
-        return Response(connection, self)
+        return Response(connection, self, connected - began, time.perf_counter() - connected)
 
     async def adopt(self, connected: socket.socket) -> None:
         """Keep an already connected socket for the next request."""

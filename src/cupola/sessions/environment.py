@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from cupola.domain.version import Version
 
 HOME = "/home/session"
+FILES = "/files"
 PORT = 8088
+SESSION_ID, SESSION_GUID = "FOUNDRY_AGENT_SESSION_ID", "FOUNDRY_AGENT_SESSION_GUID"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _SILENCED = {
@@ -24,10 +26,13 @@ def sandbox_environment(
     *,
     project_endpoint: str,
     tenant: str,
-    session_id: str,
-    session_guid: str,
+    session_id: str | None,
+    session_guid: str | None,
 ) -> tuple[tuple[str, str], ...]:
-    """All variables: the image's, then the definition's, then the platform's, each beating those before it."""
+    """All variables: the image's, then the definition's, then the platform's, each beating those before it.
+
+    A sandbox whose session is not known yet has all but those of the session.
+    """
     agent = version.agent
     arm_id = (
         f"/subscriptions/{tenant}/resourceGroups/cupola/providers/Microsoft.CognitiveServices/accounts/cupola"
@@ -48,7 +53,7 @@ def sandbox_environment(
         "FOUNDRY_AGENT_INSTANCE_CLIENT_ID": agent.identity.client_id,
         "FOUNDRY_AGENT_BLUEPRINT_CLIENT_ID": agent.identity.blueprint_id,
         "FOUNDRY_AGENT_TENANT_ID": tenant,
-        "FOUNDRY_AGENT_SESSION_ID": session_id,
-        "FOUNDRY_AGENT_SESSION_GUID": session_guid,
+        SESSION_ID: session_id,
+        SESSION_GUID: session_guid,
     }
-    return tuple(merged.items())
+    return tuple((name, value) for name, value in merged.items() if value is not None)

@@ -1,20 +1,25 @@
-"""From a version and an image to a sandbox that is ready: what a smoke start and a session have in common."""
+"""From a version and an image to a sandbox that is ready: what smoke starts, sessions and the pool have in common."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+from cupola.domain.egress import NO_EGRESS, EgressPolicy
 from cupola.domain.ids import random_text
 from cupola.domain.version import Version
 from cupola.images.model import Image
 from cupola.sandbox.base import Driver, Sandbox, SandboxError, SandboxSpec, Stream
 from cupola.sandbox.http import AgentClient
+from cupola.sessions.admission import Admission, Place
 from cupola.sessions.environment import PORT, sandbox_environment
 from cupola.sessions.readiness import NotReady, wait_until_ready
+
+logger = logging.getLogger(__name__)
 
 
 class OutputSink(Protocol):
@@ -43,13 +48,36 @@ class StartFailed(Exception):
         return f"{self.message} Its last output:\n" + "\n".join(self.tail[-lines:])
 
 
-@dataclass
+@dataclass(frozen=True)
+class SandboxSession:
+    """Whose a sandbox is: the session's id and guid, and the directory of its durable files."""
+
+    id: str
+    guid: str
+    directory: Path
+
+
+@dataclass(eq=False)
 class RunningAgent:
-    """A sandbox that was ready, and the connections to it. `steps` are names and durations in milliseconds."""
+    """A sandbox, and the connections to it. `steps` are names and durations in milliseconds; `queued` is how many seconds it
+    waited for its place; `kind` says how it was started."""
 
     sandbox: Sandbox
     client: AgentClient
+    place: Place
+    kind: Literal["cold", "started", "primed"] = "cold"
+    queued: float = 0.0
     steps: list[tuple[str, float]] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """That it is ready and what that took, for the session's log."""
+        took = ", ".join(f"{step} {duration:.0f} ms" for step, duration in self.steps)
+        return f"The sandbox is ready ({took})."
+
+
+async def no_egress(project: str) -> EgressPolicy:
+    """The policy of every project where nothing else is said."""
+    return NO_EGRESS
 
 
 @dataclass(frozen=True)
@@ -60,36 +88,75 @@ class Installation:
     project_endpoint: Callable[[str], str]
     startup_timeout: float
     stop_grace: float
+    egress: Callable[[str], Awaitable[EgressPolicy]] = no_egress
 
 
 class Launcher:
     """Starts sandboxes of a driver and waits for them to be ready."""
 
-    def __init__(self, driver: Driver, installation: Installation) -> None:
+    def __init__(self, driver: Driver, installation: Installation, admission: Admission) -> None:
         self.driver = driver
         self.installation = installation
+        self.admission = admission
+        self.starting = 0
+        """How many sandboxes that somebody waits for are being started right now."""
+        self._leftovers: list[RunningAgent] = []
 
     async def launch(
+        self, version: Version, image: Image, session: SandboxSession, sink: OutputSink, place: Place
+    ) -> RunningAgent:
+        """Start the image's entry point and wait. Raises StartFailed, leaving nothing behind; the place is then given back."""
+        self.starting += 1
+        try:
+            arguments = self._entry_point(image, place)
+            agent = await self.start(version, image, arguments, session, sink, place)
+            await self.wait_until_ready(agent, version, sink)
+        finally:
+            self.starting -= 1
+        return agent
+
+    def _entry_point(self, image: Image, place: Place) -> tuple[str, ...]:
+        arguments = (*image.config.entrypoint, *image.config.command)
+        if not arguments:
+            place.give_back()
+            raise StartFailed("The image has neither ENTRYPOINT nor CMD, so there is nothing to run.", ())
+        return arguments
+
+    async def start(
         self,
         version: Version,
         image: Image,
-        session_id: str,
-        session_guid: str,
-        directory: Path,
+        arguments: tuple[str, ...],
+        session: SandboxSession | None,
         sink: OutputSink,
+        place: Place,
+        *,
+        channel: bool = False,
     ) -> RunningAgent:
-        """Start and wait. `directory` is the session's durable one. Raises StartFailed, leaving nothing behind."""
-        spec = self._spec(version, image, session_id, session_guid, directory, sink)
-        started = time.perf_counter()
+        """Start a program of the image. Without a session it has neither files nor the session's variables.
+
+        Raises StartFailed, leaving nothing behind; the place is then given back.
+        """
+        began = time.perf_counter()
         try:
+            egress = await self.installation.egress(version.agent.project)
+            spec = self._spec(version, image, arguments, session, channel, egress)
             sandbox = await self.driver.start(spec, sink.output)
         except SandboxError as error:
+            place.give_back()
             raise StartFailed(f"The sandbox could not be started: {error}.", sink.tail()) from error
-        agent = RunningAgent(sandbox, AgentClient(sandbox))
-        created = time.perf_counter()
-        agent.steps.append(("start", 1000 * (created - started)))
+        except BaseException:
+            place.give_back()
+            raise
+        agent = RunningAgent(sandbox, AgentClient(sandbox), place)
+        agent.steps.append(("start", 1000 * (time.perf_counter() - began)))
+        return agent
+
+    async def wait_until_ready(self, agent: RunningAgent, version: Version, sink: OutputSink) -> None:
+        """Returns once the agent answers `GET /readiness`. Raises StartFailed, after which the sandbox is gone."""
+        began = time.perf_counter()
         try:
-            await wait_until_ready(sandbox, agent.client, self.installation.startup_timeout)
+            await wait_until_ready(agent.sandbox, agent.client, self.installation.startup_timeout)
         except NotReady as error:
             await self.stop(agent, 0)
             message = str(error)
@@ -100,43 +167,59 @@ class Launcher:
         except BaseException:
             await self.stop(agent, 0)
             raise
-        agent.steps.append(("readiness", 1000 * (time.perf_counter() - created)))
-        return agent
+        agent.steps.append(("readiness", 1000 * (time.perf_counter() - began)))
 
     async def stop(self, agent: RunningAgent, grace: float | None = None) -> None:
-        """End a sandbox; `grace` in seconds, None for the usual."""
+        """End a sandbox; `grace` in seconds, None for the usual. One that resists keeps its place and is tried again later."""
         agent.client.close()
-        await self.driver.stop(agent.sandbox.name, self.installation.stop_grace if grace is None else grace)
+        try:
+            await self.driver.stop(agent.sandbox.name, self.installation.stop_grace if grace is None else grace)
+        except Exception:
+            logger.exception("the sandbox %s could not be removed; it is tried again", agent.sandbox.name)
+            self._leftovers.append(agent)
+            return
+        agent.place.give_back()
+
+    async def stop_leftovers(self) -> None:
+        """Try again to remove the sandboxes that resisted."""
+        leftovers, self._leftovers = self._leftovers, []
+        for agent in leftovers:
+            await self.stop(agent, 0)
+
+    def environment(
+        self, version: Version, image: Image, session: SandboxSession | None
+    ) -> tuple[tuple[str, str], ...]:
+        """The variables of a sandbox, without those of the session when there is none yet."""
+        return sandbox_environment(
+            version,
+            image.config.environment,
+            project_endpoint=self.installation.project_endpoint(version.agent.project),
+            tenant=self.installation.tenant,
+            session_id=None if session is None else session.id,
+            session_guid=None if session is None else session.guid,
+        )
 
     def _spec(
         self,
         version: Version,
         image: Image,
-        session_id: str,
-        session_guid: str,
-        directory: Path,
-        sink: OutputSink,
+        arguments: tuple[str, ...],
+        session: SandboxSession | None,
+        channel: bool,
+        egress: EgressPolicy,
     ) -> SandboxSpec:
-        arguments = (*image.config.entrypoint, *image.config.command)
-        if not arguments:
-            raise StartFailed("The image has neither ENTRYPOINT nor CMD, so there is nothing to run.", sink.tail())
         return SandboxSpec(
             name=f"s-{random_text(20)}",
             layers=image.layers,
             arguments=arguments,
-            environment=sandbox_environment(
-                version,
-                image.config.environment,
-                project_endpoint=self.installation.project_endpoint(version.agent.project),
-                tenant=self.installation.tenant,
-                session_id=session_id,
-                session_guid=session_guid,
-            ),
+            environment=self.environment(version, image, session),
             working_directory=image.config.working_directory,
             user=image.config.user,
-            home=directory / "home",
-            files=directory / "files",
+            home=None if session is None else session.directory / "home",
+            files=None if session is None else session.directory / "files",
             cpu=version.definition.cpu_cores,
             memory=version.definition.memory_bytes,
             port=PORT,
+            channel=channel,
+            egress=egress,
         )

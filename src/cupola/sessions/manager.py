@@ -1,8 +1,4 @@
-"""Sessions and their sandboxes: who gets which, started when needed, kept while used, stopped when idle.
-
-A session has at most one sandbox. Its start is one task that all requests for the session wait for, so a client that
-leaves does not undo the start for the others.
-"""
+"""Sessions and their sandboxes: which request gets which, made when needed, kept while used, put to sleep when idle."""
 
 from __future__ import annotations
 
@@ -11,9 +7,11 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -21,30 +19,37 @@ from sqlalchemy.exc import IntegrityError
 from cupola.domain.errors import CupolaError, not_found
 from cupola.domain.ids import new_guid, new_session_id
 from cupola.domain.principal import Principal
-from cupola.domain.session import Session, SessionStatus
-from cupola.domain.version import Agent, Version, VersionStatus, require_active
+from cupola.domain.session import LIFETIME, Session, SessionStatus, SessionUpgrade
+from cupola.domain.version import Agent, Version, require_active
 from cupola.images.store import ImageStore
-from cupola.sessions.launcher import Launcher, RunningAgent, StartFailed
+from cupola.sessions import binding
+from cupola.sessions.launcher import Launcher, RunningAgent, SandboxSession, StartFailed
+from cupola.sessions.lifecycle import Status
+from cupola.sessions.live import LiveSession, Use
+from cupola.sessions.pool import StartedSandbox, WarmPool
+from cupola.sessions.primer import Primer
+from cupola.sessions.priming.client import PrimingFailed
 from cupola.storage import agents, sessions
 from cupola.storage.database import Database
+from cupola.telemetry import metrics
 from cupola.telemetry.output import SessionLog
 
 logger = logging.getLogger(__name__)
 
-IDLE_CHECK_INTERVAL = 5.0
+IDLE_CHECK_INTERVAL = 0.5
+HOUSEKEEPING_INTERVAL = 60.0
+TOUCH_INTERVAL = 60.0
+"""Seconds for which a session's last use is not written down again."""
+EXPIRY_BATCH = 100
 
 
-@dataclass(eq=False)
-class _Live:
-    """A session whose sandbox runs or is being started or stopped."""
+@dataclass(frozen=True)
+class Rest:
+    """When sandboxes rest, in seconds. Frozen after `freeze_after` without requests, 0 for never; a request that lasts
+    longer than `hold_limit` does not keep a sandbox awake any more."""
 
-    session: Session
-    version: Version
-    log: SessionLog
-    start: asyncio.Task[RunningAgent | StartFailed] | None = None
-    stop: asyncio.Task[None] | None = None
-    requests: int = 0
-    idle_since: float = field(default_factory=time.monotonic)
+    freeze_after: float = 10.0
+    hold_limit: float = 4 * 3600.0
 
 
 class SessionManager:
@@ -55,35 +60,47 @@ class SessionManager:
         database: Database,
         images: ImageStore,
         launcher: Launcher,
+        primer: Primer,
+        pool: WarmPool,
         directory: Path,
+        rest: Rest,
         clock: Callable[[], float] = time.time,
+        uptime: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._uptime = uptime
         self._database = database
         self._images = images
         self._launcher = launcher
+        self._primer = primer
+        self._pool = pool
         self._directory = directory
+        self._rest = rest
         self._clock = clock
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, LiveSession] = {}
         self._group: asyncio.TaskGroup | None = None
         self._closing = False
+        launcher.admission.make_room = self._make_room
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Own the starts and stops until `stopping` is set; then stop every sandbox."""
-        await self._database.write(sessions.set_all_idle)
         await self._remove_orphaned_directories()
         async with asyncio.TaskGroup() as group:
             self._group = group
+            housekeeping = group.create_task(self._housekeeping(), name="housekeeping")
             while not stopping.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), IDLE_CHECK_INTERVAL)
-                self._stop_idle()
+                self._put_to_rest()
             self._closing = True
-            await asyncio.gather(*(self._stop(live) for live in list(self._live.values())))
+            housekeeping.cancel()
+            await asyncio.gather(*(live.stop() for live in list(self._live.values())))
 
     async def _remove_orphaned_directories(self) -> None:
         """Remove the files of sessions whose deletion a previous process did not finish."""
         known = await self._database.read(sessions.all_guids)
         await asyncio.to_thread(_remove_all_but, self._directory, known)
+
+    # Which session
 
     async def resolve(
         self, agent: Agent, session_id: str | None, number: int | None, caller: Principal
@@ -92,200 +109,312 @@ class SessionManager:
 
         Raises CupolaError when the session belongs to someone else or no version can serve.
         """
-        known, bound = None, None
         if session_id is not None:
-            known, bound = await self._find(agent, session_id)
-        if known is None:
-            version = await self._version_for_new_session(agent, number)
-            try:
-                known = await self._database.write(
-                    lambda connection: sessions.create_session(
-                        connection, version, session_id or new_session_id(), caller.id, int(self._clock())
-                    )
-                )
-            except IntegrityError:
-                # Another request has just made it, or the version was deleted meanwhile.
-                known, bound = await self._find(agent, session_id or "")
-                if known is None:
-                    raise not_found(f"Agent version {version.name}") from None
-            else:
-                return known, version
-        if known.owner != caller.id and not caller.administrator:
-            raise CupolaError("session_not_accessible", "The session belongs to another user.", status=403)
-        if bound is None:
-            raise not_found(f"Session {known.id}", "session_not_found")
-        require_active(bound)
-        return known, bound
+            found = await self._database.read(lambda connection: binding.find(connection, agent, session_id))
+            if found is not None:
+                return await self._admit(*found, caller)
+        try:
+            return await self.create(agent, session_id, number, caller)
+        except IntegrityError:
+            # Another request has just made it, or the version was deleted meanwhile.
+            found = await self._database.read(lambda connection: binding.find(connection, agent, session_id or ""))
+            if found is None:
+                raise not_found(f"A version of agent {agent.name} that can serve") from None
+            return await self._admit(*found, caller)
 
-    async def _find(self, agent: Agent, session_id: str) -> tuple[Session | None, Version | None]:
-        """A session and the version it is bound to, in one look: every request of a running session passes here."""
+    async def create(
+        self, agent: Agent, session_id: str | None, number: int | None, caller: Principal
+    ) -> tuple[Session, Version]:
+        """A new session, pinned to a version if one is asked for. Raises IntegrityError when the id is taken."""
+        version = await self._database.read(
+            lambda connection: binding.version_for_new_session(connection, agent, number)
+        )
+        ahead = self._pool.claim_started(version) if session_id is None else None
+        new_id = ahead.session.id if ahead else session_id or new_session_id()
 
-        def read(connection: Connection) -> tuple[Session | None, Version | None]:
-            session = sessions.find_session(connection, agent.key, session_id)
-            return session, None if session is None else agents.version_by_key(connection, session.version_key)
+        def write(connection: Connection) -> Session:
+            return sessions.create_session(
+                connection, version, new_id, caller.id, int(self._clock()), guid=ahead.session.guid if ahead else None,
+                pinned=number is not None,
+            )  # fmt: skip
 
-        return await self._database.read(read)
+        try:
+            session = await self._database.write(write)
+        except BaseException:
+            if ahead is not None:
+                self._pool.discard(ahead)
+            raise
+        if ahead is not None:
+            self._adopt(session, ahead)
+        return session, version
 
-    async def _version_for_new_session(self, agent: Agent, number: int | None) -> Version:
-        if number is not None:
-            version = await self._database.read(
-                lambda connection: agents.find_version(connection, agent.project, agent.name, number)
-            )
-            if version is None:
-                raise not_found(f"Version {number} of agent {agent.name}")
-        else:
-            version = await self._database.read(
-                lambda connection: (
-                    agents.latest_version(connection, agent, VersionStatus.ACTIVE)
-                    or agents.latest_version(connection, agent)
-                )
-            )
-            if version is None:
-                raise CupolaError("agent_version_not_ready", f"Agent {agent.name} has no version; create one first.")
+    async def _admit(self, session: Session, version: Version, caller: Principal) -> tuple[Session, Version]:
+        binding.require_access(session, caller)
+        live = self._live.get(session.key)
+        if live is None or not self._keeps_its_version(live):
+            upgraded = await self._upgrade(session, version)
+            if upgraded is not None:
+                return upgraded
         require_active(version)
-        return version
+        return session, version
+
+    def _keeps_its_version(self, live: LiveSession) -> bool:
+        return live.status not in (Status.STORED, Status.STOPPING) and (live.busy or not live.draining)
+
+    async def _upgrade(self, session: Session, version: Version) -> tuple[Session, Version] | None:
+        target = await self._database.read(
+            lambda connection: binding.version_to_upgrade_to(connection, session, version)
+        )
+        if target is None:
+            return None
+        rebound = await self._database.write(
+            lambda connection: sessions.bind_session(connection, session.key, target.key)
+        )
+        if rebound is None:
+            raise not_found(f"Session {session.id}", "session_not_found")
+        return rebound, target
+
+    # Their sandboxes
 
     @contextlib.asynccontextmanager
-    async def running(self, session: Session, version: Version) -> AsyncIterator[RunningAgent]:
-        """The session's sandbox, started if it has to be and kept for the length of the block.
+    async def running(self, session: Session, version: Version, caller: str) -> AsyncIterator[Use]:
+        """The session's sandbox, made or woken if it has to be, and kept awake for the length of the block.
 
-        Raises CupolaError (424 `session_not_ready`) with the reason and the container's last lines.
+        Raises CupolaError: 424 `session_not_ready` with the reason and the container's last lines, 429 when there is no room.
         """
-        live = await self._enter(session, version)
-        live.requests += 1
-        try:
-            yield await self._started(live)
-        finally:
-            live.requests -= 1
-            live.idle_since = time.monotonic()
+        if self._closing or self._group is None:
+            raise CupolaError("shutting_down", "The server is shutting down.", status=503)
+        live = self._live.get(session.key)
+        if live is None:
+            live = self._open(session, version, SessionLog(self.log_directory(session)))
+        elif live.status in (Status.STORED, Status.STOPPING):
+            live.version, live.draining = version, False
+        self._touch(session)
+        async with live.use(caller) as use:
+            yield use
 
-    async def _enter(self, session: Session, version: Version) -> _Live:
-        while True:
-            if self._closing or self._group is None:
-                raise CupolaError("shutting_down", "The server is shutting down.", status=503)
-            live = self._live.get(session.key)
-            if live is None:
-                live = _Live(session, version, SessionLog(self.log_directory(session)))
-                self._live[session.key] = live
-                live.start = self._group.create_task(self._start(live), name=f"start {session.id}")
-            if live.stop is None:
-                return live
-            await asyncio.wait([live.stop])
+    def _open(self, session: Session, version: Version, log: SessionLog) -> LiveSession:
+        live = LiveSession(session, version, log, self, self._spawn, self._uptime)
+        self._live[session.key] = live
+        return live
 
-    async def _started(self, live: _Live) -> RunningAgent:
-        if live.start is None:
-            raise RuntimeError("a live session without a start")
-        try:
-            started = await asyncio.shield(live.start)
-        except asyncio.CancelledError:
-            if live.start.cancelled():
-                raise CupolaError("session_stopped", "The session was stopped while it started.", status=409) from None
-            raise
-        if isinstance(started, StartFailed):
-            raise CupolaError("session_not_ready", started.describe(), status=424)
-        return started
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        if self._group is None:
+            raise RuntimeError("the session manager is not running")
+        return self._group.create_task(work)
 
-    async def _start(self, live: _Live) -> RunningAgent | StartFailed:
+    def _adopt(self, session: Session, ahead: StartedSandbox) -> None:
+        live = self._open(session, ahead.version, ahead.log)
+        live.log.status("The session was given a sandbox that was made ahead.")
+        live.adopt(ahead.agent)
+
+    def keep_awake(self, session: Session, works: Callable[[RunningAgent], Awaitable[None]]) -> None:
+        """Hold the session's sandbox, if it has one, until `works` returns: for work that goes on without a request."""
+        live = self._live.get(session.key)
+
+        async def hold(live: LiveSession) -> None:
+            try:
+                async with live.use(live.caller) as use:
+                    await works(use.agent)
+            except Exception:
+                logger.exception("session %s is not kept awake any more", session.id)
+
+        if live is not None and live.status is Status.RUNNING:
+            self._spawn(hold(live))
+
+    # What a live session asks of its keeper
+
+    async def start(self, live: LiveSession) -> RunningAgent:
+        """Make a sandbox. Raises CupolaError with the reason when there is none."""
         try:
-            agent = await self._launch(live)
+            return await self._launch(live)
         except StartFailed as error:
             live.log.status(f"Start failed: {error.message}")
-            return await self._not_started(live, error)
-        except Exception:
+            raise CupolaError("session_not_ready", error.describe(), status=424) from error
+        except CupolaError as error:
+            live.log.status(f"Start failed: {error.message}")
+            raise
+        except Exception as error:
             reference = new_guid()
             logger.exception("starting session %s failed unexpectedly, reference %s", live.session.id, reference)
-            failure = StartFailed(f"An unexpected error happened; the server's log has it under {reference}.", ())
-            return await self._not_started(live, failure)
-        except BaseException:
-            self._forget(live)
-            raise
-        took = ", ".join(f"{step} {duration:.0f} ms" for step, duration in agent.steps)
-        live.log.status(f"The sandbox is ready ({took}).")
-        agent.sandbox.exited.add_done_callback(lambda _: self._begin_stop(live))
-        return agent
+            text = f"An unexpected error happened; the server's log has it under {reference}."
+            raise CupolaError("session_not_ready", text, status=424) from error
 
-    async def _not_started(self, live: _Live, failure: StartFailed) -> StartFailed:
-        """The session has no sandbox, and its next request tries again."""
-        self._forget(live)
-        try:
-            await self._record(live.session, SessionStatus.IDLE)
-        except Exception:
-            logger.exception("the status of session %s could not be recorded", live.session.id)
-        return failure
-
-    async def _launch(self, live: _Live) -> RunningAgent:
-        session = live.session
-        image = await self._images.load(live.version.digest or "")
+    async def _launch(self, live: LiveSession) -> RunningAgent:
+        session, version = live.session, live.version
+        identity = SandboxSession(session.id, session.guid, self._directory / session.guid)
+        if (primed := self._pool.claim_primed(version)) is not None:
+            try:
+                live.log.status(f"The session gets an interpreter that was made ready for version {version.number}.")
+                agent = await self._primer.hand_over(primed, identity, live.log)
+            except (PrimingFailed, StartFailed, TimeoutError) as error:
+                live.log.status(f"It could not be used, so the sandbox starts cold: {error}")
+            else:
+                live.log.status(agent.describe())
+                return agent
+        image = await self._images.load(version.digest or "")
         if image is None:
-            raise StartFailed(f"The image of version {live.version.name} is no longer stored; deploy it again.", ())
-        live.log.status("Starting the sandbox.")
-        agent = await self._launcher.launch(
-            live.version, image, session.id, session.guid, self._directory / session.guid, live.log
-        )
-        try:
-            await self._record(session, SessionStatus.ACTIVE)
-        except BaseException:
-            await self._launcher.stop(agent, 0)
-            raise
+            raise StartFailed(f"The image of version {version.name} is no longer stored; deploy it again.", ())
+        began = time.perf_counter()
+        place = await self._launcher.admission.take(version.definition.memory_bytes, live.caller)
+        queued = time.perf_counter() - began
+        live.log.status(f"Starting the sandbox on version {version.number}.")
+        agent = await self._launcher.launch(version, image, identity, live.log, place)
+        agent.queued = queued
+        live.log.status(agent.describe())
         return agent
 
-    def _forget(self, live: _Live) -> None:
-        self._live.pop(live.session.key, None)
-        live.log.close()
+    async def freeze(self, live: LiveSession, agent: RunningAgent) -> None:
+        """Let a sandbox stand still."""
+        await self._launcher.driver.freeze(agent.sandbox.name)
 
-    def _begin_stop(self, live: _Live) -> asyncio.Task[None]:
-        if live.stop is None:
-            if self._group is None:
-                raise RuntimeError("the session manager is not running")
-            live.stop = self._group.create_task(self._end(live), name=f"stop {live.session.id}")
-        return live.stop
+    def thaw(self, live: LiveSession, agent: RunningAgent) -> None:
+        """Let a sandbox go on."""
+        self._launcher.driver.thaw(agent.sandbox.name)
 
-    async def _end(self, live: _Live) -> None:
-        """Stop a session's sandbox, whatever state it is in. Runs once per live session."""
-        if live.start is not None and not live.start.done():
-            live.start.cancel()
-            await asyncio.wait([live.start])
-        agent = None if live.start is None or live.start.cancelled() else live.start.result()
+    async def stop(self, live: LiveSession, agent: RunningAgent) -> None:
+        """Remove a sandbox and write down when."""
+        died = agent.sandbox.exited.done()
+        await self._launcher.stop(agent)
+        if not died:
+            live.log.status("The sandbox was stopped.")
+        elif agent.sandbox.exited.done():
+            live.log.status(f"The container {agent.sandbox.exited.result()}.")
         try:
-            if isinstance(agent, RunningAgent):
-                died = agent.sandbox.exited.done()
-                await self._launcher.stop(agent)
-                ended = f"The container {agent.sandbox.exited.result()}." if died else "The sandbox was stopped."
-                live.log.status(ended)
-                self._forget(live)
-            await self._record(live.session, SessionStatus.IDLE)
+            await self._record_stop(live.session)
         except Exception:
-            logger.exception("stopping session %s failed; the next start of the server cleans up", live.session.id)
-            self._forget(live)
+            logger.exception("the stop of session %s could not be written down", live.session.id)
 
-    async def _stop(self, live: _Live) -> None:
-        await asyncio.wait([self._begin_stop(live)])
-
-    def _stop_idle(self) -> None:
-        now = time.monotonic()
-        for live in list(self._live.values()):
-            timeout = live.version.definition.idle_timeout
-            if timeout and live.requests == 0 and now - live.idle_since > timeout:
-                self._begin_stop(live)
-
-    async def _record(self, session: Session, status: SessionStatus) -> None:
+    async def _record_stop(self, session: Session) -> None:
         now = int(self._clock())
-        await self._database.write(lambda connection: sessions.touch_session(connection, session.key, status, now))
+        if not await self._database.write(lambda connection: sessions.record_stop(connection, session.key, now)):
+            # It was deleted while its sandbox ran, which may have written new files since.
+            await self._remove_files(session)
+
+    def forget(self, live: LiveSession) -> None:
+        """The session has no sandbox and needs none."""
+        if self._live.get(live.session.key) is live:
+            del self._live[live.session.key]
+            live.log.close()
+
+    # Sleep and room
+
+    def _put_to_rest(self) -> None:
+        for live in list(self._live.values()):
+            live.rest(self._rest.freeze_after, live.version.definition.idle_timeout, self._rest.hold_limit)
+
+    def _make_room(self) -> None:
+        """Stop the least recently used frozen sandboxes, as many as are waited for; those made ahead go first."""
+        ending = sum(live.status is Status.STOPPING for live in self._live.values())
+        frozen = sorted(
+            (live for live in self._live.values() if live.status is Status.FROZEN and not live.busy),
+            key=lambda live: live.idle_since,
+        )
+        for _ in range(self._launcher.admission.waiting - ending):
+            if self._pool.give_up_one():
+                continue
+            if not frozen:
+                return
+            frozen.pop(0).stop_soon()
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL)
+            try:
+                await self._launcher.stop_leftovers()
+                await self.remove_expired()
+            except Exception:
+                logger.exception("housekeeping failed; it is tried again")
+
+    async def remove_expired(self) -> None:
+        """Delete the sessions that nobody has used for their lifetime, with their files."""
+        before = int(self._clock()) - LIFETIME
+        while expired := await self._database.read(
+            lambda connection: sessions.expired_sessions(connection, before, EXPIRY_BATCH)
+        ):
+            for session in expired:
+                logger.info("session %s has expired", session.id)
+                await self.delete(session)
+
+    def _touch(self, session: Session) -> None:
+        """Write down that a session is used, without letting the request wait for it."""
+        now = int(self._clock())
+        if now - session.last_accessed_at >= TOUCH_INTERVAL:
+            self._spawn(self._write_touch(session, now))
+
+    async def _write_touch(self, session: Session, now: int) -> None:
+        try:
+            await self._database.write(lambda connection: sessions.touch_session(connection, session.key, now))
+        except Exception:
+            logger.exception("the use of session %s could not be written down", session.id)
+
+    # Stop, delete, look
+
+    def status(self, session: Session) -> SessionStatus:
+        """The status of a session as clients know it."""
+        live = self._live.get(session.key)
+        if live is None or live.status is Status.STORED:
+            return SessionStatus.IDLE
+        if live.status is Status.STARTING:
+            return SessionStatus.CREATING if session.stopped_at is None else SessionStatus.IDLE
+        return SessionStatus.ACTIVE
+
+    async def stop_session(self, session: Session) -> None:
+        """Stop a session's sandbox now; its files stay. Nothing happens when it has none."""
+        live = self._live.get(session.key)
+        if live is not None:
+            await live.stop()
+
+    async def delete(self, session: Session) -> None:
+        """Remove a session with its sandbox, its files and its logs."""
+        await self._database.write(lambda connection: sessions.delete_sessions(connection, (session.key,)))
+        await self.stop_session(session)
+        await self._remove_files(session)
+
+    async def _remove_files(self, session: Session) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._directory / session.guid, True)
+
+    def version_activated(self, version: Version) -> None:
+        """New sessions go to this version now, and by the agent's policy those that are there follow."""
+        self._pool.expect(version)
+        if version.agent.session_upgrade is SessionUpgrade.DRAIN:
+            for live in list(self._live.values()):
+                if (
+                    live.session.agent_key == version.agent.key
+                    and not live.session.pinned
+                    and live.version.number < version.number
+                ):
+                    live.drain()
 
     async def delete_of_version(self, version_key: int) -> None:
-        """Stop and remove all sessions of a version, with their files and logs."""
-        bound = await self._database.read(lambda connection: sessions.sessions_of_version(connection, version_key))
+        """Stop all sessions of a version. Those that may follow another version keep their files, the others are removed."""
+        await self._pool.drained(version_key)
+        for live in [live for live in self._live.values() if live.version.key == version_key]:
+            await live.stop()
+        version, bound = await self._database.read(
+            lambda connection: (
+                agents.version_by_key(connection, version_key),
+                sessions.sessions_of_version(connection, version_key),
+            )
+        )
         for session in bound:
-            if session.key in self._live:
-                await self._stop(self._live[session.key])
-        keys = tuple(session.key for session in bound)
-        await self._database.write(lambda connection: sessions.delete_sessions(connection, keys))
-        for session in bound:
-            await asyncio.to_thread(shutil.rmtree, self._directory / session.guid, True)
+            if version is None or await self._upgrade(session, version) is None:
+                await self.delete(session)
 
     def has_live_sessions(self, version_key: int) -> bool:
         """Whether some session of a version has a sandbox right now."""
-        return any(live.version.key == version_key for live in self._live.values())
+        return any(live.version.key == version_key and live.status is not Status.STORED for live in self._live.values())
+
+    def measure(self) -> None:
+        """Bring the gauges up to date."""
+        counts = Counter(live.status for live in self._live.values())
+        for status in Status:
+            if status is not Status.STORED:
+                metrics.SANDBOXES.labels(status).set(counts[status])
+        started, primed = self._pool.counts()
+        metrics.SANDBOXES.labels("started_ahead").set(started)
+        metrics.SANDBOXES.labels("primed_ahead").set(primed)
+        metrics.WAITING.set(self._launcher.admission.waiting)
 
     def log_directory(self, session: Session) -> Path:
         """Where a session's log files are."""

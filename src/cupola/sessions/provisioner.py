@@ -20,33 +20,43 @@ from cupola.domain.version import Version, VersionEvent, VersionStatus
 from cupola.images.model import Image
 from cupola.images.reference import parse_reference
 from cupola.images.store import ImageStore
-from cupola.sessions.launcher import Launcher, StartFailed
+from cupola.sessions.admission import Place
+from cupola.sessions.launcher import Launcher, SandboxSession, StartFailed
+from cupola.sessions.primer import Primer
 from cupola.storage import agents
 from cupola.storage.database import Database
+from cupola.storage.sessions import new_session_guid
 from cupola.telemetry.output import OutputTail
 
 logger = logging.getLogger(__name__)
 
 SERVED_PROTOCOLS = ("responses", "invocations")
+PROVISIONER = "provisioner"
+"""The caller in whose name smoke starts wait for a sandbox."""
 
 
 class Provisioner:
-    """Works through versions that are `creating`, a few at a time. `directory` is for the smoke starts' files."""
+    """Works through versions that are `creating`, a few at a time. `directory` is for the smoke starts' files; `activated` is
+    told of each version that has become active."""
 
     def __init__(
         self,
         database: Database,
         images: ImageStore,
         launcher: Launcher,
+        primer: Primer,
         directory: Path,
         concurrency: int,
+        activated: Callable[[Version], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._images = images
         self._launcher = launcher
+        self._primer = primer
         self._directory = directory
         self._slots = asyncio.Semaphore(max(1, concurrency))
+        self._activated = activated
         self._clock = clock
         self._pinning = asyncio.Lock()
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -123,6 +133,9 @@ class Provisioner:
             return
         await log.add("active", f"Version {version.name} is ready to serve requests.", None)
         await self._move(version, VersionStatus.ACTIVE)
+        current = await self._database.read(lambda connection: agents.version_by_key(connection, version.key))
+        if current is not None and current.status is VersionStatus.ACTIVE:
+            self._activated(current)
 
     async def _note_what_is_not_served(self, version: Version, log: _EventLog) -> None:
         definition = version.definition
@@ -154,13 +167,15 @@ class Provisioner:
         """Start the image once and wait until it is ready; raises CupolaError when it is not."""
         tail = OutputTail()
         directory = self._directory / new_guid()
+        place = await self._launcher.admission.take(version.definition.memory_bytes, PROVISIONER, patient=True)
         try:
-            agent = await self._launcher.launch(
-                version, image, new_session_id(), new_guid().replace("-", ""), directory, tail
-            )
+            session = SandboxSession(new_session_id(), new_session_guid(), directory)
+            agent = await self._launcher.launch(version, image, session, tail, place)
             for step, duration in agent.steps:
                 await log.add(step, _STEP_MESSAGES[step], time.perf_counter() - duration / 1000)
             await self._launcher.stop(agent, 0)
+            if version.definition.primes:
+                await self._prime(version, image, session, log)
         except StartFailed as error:
             for line in error.tail:
                 await log.add("output", line, None)
@@ -168,6 +183,15 @@ class Provisioner:
             raise CupolaError(code, error.describe()) from error
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, True)
+
+    async def _prime(self, version: Version, image: Image, session: SandboxSession, log: _EventLog) -> None:
+        """Find out what its interpreters can import ahead; a version that has nothing of the kind is none the worse."""
+
+        async def place() -> Place:
+            memory = version.definition.memory_bytes
+            return await self._launcher.admission.take(memory, PROVISIONER, patient=True)
+
+        await self._primer.learn(version, image, session, place, lambda text, began: log.add("prime", text, began))
 
     async def _fail(self, version: Version, log: _EventLog, code: str, message: str) -> None:
         # The lines that the container printed are events of their own.

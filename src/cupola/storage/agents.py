@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, delete, insert, select, update
@@ -11,9 +11,10 @@ from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 from cupola.domain.definition import Definition, parse_definition
 from cupola.domain.errors import not_found
 from cupola.domain.ids import new_guid
+from cupola.domain.session import SessionUpgrade
 from cupola.domain.version import Agent, Identity, Version, VersionEvent, VersionStatus, check_move
 from cupola.storage.paging import Page, PageRequest, select_page
-from cupola.storage.schema import agents, version_events, versions
+from cupola.storage.schema import agents, priming_plans, version_events, versions
 
 _VERSION_COLUMNS = [column.label(f"version_{column.name}") for column in versions.c]
 
@@ -63,6 +64,11 @@ def delete_agent(connection: Connection, agent: Agent) -> None:
     connection.execute(delete(agents).where(agents.c.key == agent.key))
 
 
+def set_session_upgrade(connection: Connection, agent: Agent, policy: SessionUpgrade) -> None:
+    """Change what happens to an agent's sessions when a newer version can serve them."""
+    connection.execute(update(agents).where(agents.c.key == agent.key).values(session_upgrade=policy))
+
+
 def create_version(
     connection: Connection,
     agent: Agent,
@@ -107,6 +113,12 @@ def version_by_key(connection: Connection, key: int) -> Version | None:
     """One version by its key, or None."""
     row = connection.execute(_versions().where(versions.c.key == key)).first()
     return None if row is None else _version(row)
+
+
+def version_numbers(connection: Connection, keys: Collection[int]) -> dict[int, int]:
+    """The numbers of versions by their keys."""
+    query = select(versions.c.key, versions.c.number).where(versions.c.key.in_(keys))
+    return {row.key: row.number for row in connection.execute(query)}
 
 
 def latest_version(connection: Connection, agent: Agent, status: VersionStatus | None = None) -> Version | None:
@@ -195,13 +207,26 @@ def list_events(connection: Connection, version_key: int) -> tuple[VersionEvent,
     )
 
 
+def set_priming_plan(connection: Connection, version_key: int, plan: bytes) -> None:
+    """Keep what interpreters of a version may import ahead; nothing happens when the version is gone."""
+    connection.execute(delete(priming_plans).where(priming_plans.c.version_key == version_key))
+    if connection.execute(select(versions.c.key).where(versions.c.key == version_key)).first() is not None:
+        connection.execute(insert(priming_plans).values(version_key=version_key, plan=plan))
+
+
+def priming_plan(connection: Connection, version_key: int) -> bytes | None:
+    """What interpreters of a version may import ahead, or None where nothing is made ready that way."""
+    return connection.execute(select(priming_plans.c.plan).where(priming_plans.c.version_key == version_key)).scalar()
+
+
 def _versions() -> Select[Any]:
     return select(agents, *_VERSION_COLUMNS).join(versions, versions.c.agent_key == agents.c.key)
 
 
 def _agent(row: Row[Any]) -> Agent:
     identity = Identity(row.principal_id, row.client_id, row.blueprint_id)
-    return Agent(row.key, row.project, row.name, row.guid, identity, row.created_at)
+    upgrade = SessionUpgrade(row.session_upgrade)
+    return Agent(row.key, row.project, row.name, row.guid, identity, row.created_at, upgrade)
 
 
 def _version(row: Row[Any]) -> Version:

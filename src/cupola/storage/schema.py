@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -36,6 +37,14 @@ projects = Table(
     Column("created_at", Integer, nullable=False),
 )
 
+egress_policies = Table(
+    "egress_policies",
+    metadata,
+    Column("project", String, ForeignKey("projects.name", ondelete="CASCADE"), primary_key=True),
+    Column("policy", Text, nullable=False),
+    Column("changed_at", Integer, nullable=False),
+)
+
 agents = Table(
     "agents",
     metadata,
@@ -48,6 +57,7 @@ agents = Table(
     Column("blueprint_id", String, nullable=False),
     Column("next_number", Integer, nullable=False),
     Column("created_at", Integer, nullable=False),
+    Column("session_upgrade", String, nullable=False, server_default="on_idle"),
     UniqueConstraint("project", "name"),
     sqlite_autoincrement=True,
 )
@@ -83,6 +93,13 @@ version_events = Table(
     Column("failed", Boolean, nullable=False),
 )
 
+priming_plans = Table(
+    "priming_plans",
+    metadata,
+    Column("version_key", Integer, ForeignKey("versions.key", ondelete="CASCADE"), primary_key=True),
+    Column("plan", LargeBinary, nullable=False),
+)
+
 sessions = Table(
     "sessions",
     metadata,
@@ -92,9 +109,10 @@ sessions = Table(
     Column("id", String, nullable=False),
     Column("guid", String, nullable=False, unique=True),
     Column("owner", String, nullable=False),
-    Column("status", String, nullable=False, index=True),
     Column("created_at", Integer, nullable=False),
-    Column("last_accessed_at", Integer, nullable=False),
+    Column("last_accessed_at", Integer, nullable=False, index=True),
+    Column("pinned", Boolean, nullable=False, server_default=text("0")),
+    Column("stopped_at", Integer),
     UniqueConstraint("agent_key", "id"),
     sqlite_autoincrement=True,
 )

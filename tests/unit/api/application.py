@@ -15,7 +15,9 @@ from starlette.types import ASGIApp, Message, Scope
 from cupola.api.agents import AgentsApi
 from cupola.api.http import Errors, RequestIds
 from cupola.api.logs import LogsApi
+from cupola.api.metrics import MetricsApi
 from cupola.api.projects import Project
+from cupola.api.sessions import SessionsApi
 from cupola.api.tokens import TokensApi
 from cupola.domain.principal import Principal
 from cupola.gateway.invoke import Gateway
@@ -93,6 +95,11 @@ class Exchange:
             if message.get("body"):
                 return bytes(message["body"])
 
+    async def answer_is_over(self) -> None:
+        """The application has nothing more to say."""
+        while await self.chunk() is not None:
+            pass
+
     async def answer(self) -> Answer:
         status, headers = await self.head()
         parts = []
@@ -149,11 +156,13 @@ class Application:
         )
         routes = [
             *self.agents.routes(),
+            *SessionsApi(world.database, world.manager).routes(),
             *LogsApi(world.database, world.manager).routes(),
             *Gateway(world.database, world.manager, max_body).routes(),
         ]
         project = Project(frozenset({"default", "other"}), routes)
-        router = Router([*TokensApi(world.database, self.tokens).routes(), project.mount()], redirect_slashes=False)
+        own = [*TokensApi(world.database, self.tokens).routes(), *MetricsApi(world.manager).routes()]
+        router = Router([*own, project.mount()], redirect_slashes=False)
         self.asgi: ASGIApp = RequestIds(Errors(Authentication(router, self.tokens)))
 
     def caller(self, principal: Principal | None = ADA) -> Caller:

@@ -90,7 +90,7 @@ async def test_a_log_is_followed_until_the_session_stops(talking: World, ada: Ca
 async def test_a_log_of_a_session_that_does_not_run_ends_by_itself(talking: World, ada: Caller) -> None:
     await say(ada, "before")
     (live,) = talking.manager._live.values()
-    await talking.manager._stop(live)
+    await live.stop()
     assert printed((await ada.call("GET", STREAM)).body) == ["before"]
 
 

@@ -62,12 +62,13 @@ def test_headers_that_an_agent_does_not_see(name: str) -> None:
 
 
 SESSION = (b"x-agent-session-id", b"session-1")
+TIMING = (b"server-timing", b"queue;dur=1")
 
 
 @pytest.mark.parametrize("name", ["content-type", "content-length", "cache-control", "x-own", "retry-after", "etag"])
 def test_headers_of_an_agent_that_a_caller_sees(name: str) -> None:
     header = (name.encode(), b"value")
-    assert to_caller([header, header], "session-1") == [header, header, SESSION]
+    assert to_caller([header, header], "session-1", "queue;dur=1") == [header, header, SESSION, TIMING]
 
 
 @pytest.mark.parametrize(
@@ -89,4 +90,4 @@ def test_headers_of_an_agent_that_a_caller_sees(name: str) -> None:
     ],
 )
 def test_headers_of_an_agent_that_a_caller_does_not_see(name: str) -> None:
-    assert to_caller([(name.encode(), b"forged")], "session-1") == [SESSION]
+    assert to_caller([(name.encode(), b"forged")], "session-1", "queue;dur=1") == [SESSION, TIMING]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -15,6 +16,9 @@ from tests.unit.sessions.world import BOB, Die, World, exits, program
 AT_PROJECT = "/api/projects/default/openai/v1/responses"
 AT_AGENT = "/api/projects/default/agents/echo/endpoint/protocols/openai/responses"
 INVOCATIONS = "/api/projects/default/agents/echo/endpoint/protocols/invocations"
+TIMING = r'tier;desc="cold", resolve;dur=N, queue;dur=N, start;dur=N, connect;dur=N, agent;dur=N'.replace(
+    "N", r"[0-9.]+"
+)
 BOTH = [{"protocol": "responses", "version": "v1"}, {"protocol": "invocations", "version": "v1"}]
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -80,6 +84,7 @@ async def test_the_answer_is_passed_on_with_the_sessions_id(world: World, ada: C
     await world.add(image="noted")
     found = await ada.call("POST", AT_AGENT, {"agent_session_id": "session-1"})
     assert (found.status, found.body) == (418, b"no")
+    assert re.fullmatch(TIMING, found.headers.pop("server-timing"))
     assert {name: value for name, value in found.headers.items() if name != "x-request-id"} == {
         "content-length": "2",
         "x-own": "1",
@@ -189,7 +194,7 @@ async def test_a_client_that_leaves_during_the_answer_ends_the_agents_work(world
     await asyncio.wait_for(endless.left.wait(), 20)
     assert await exchange.chunk() is None
     session = await world.session(version)
-    assert world.manager._live[session.key].requests == 0
+    assert not world.manager._live[session.key].busy
 
 
 async def test_a_client_that_leaves_before_the_answer_ends_the_agents_work(world: World, ada: Caller) -> None:

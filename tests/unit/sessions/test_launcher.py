@@ -10,7 +10,8 @@ from cupola.domain.version import Version
 from cupola.images.model import Image
 from cupola.sandbox.base import SandboxSpec
 from cupola.sandbox.fake import FakeProcess
-from cupola.sessions.launcher import Launcher, RunningAgent, StartFailed
+from cupola.sessions.admission import Admission, Limits
+from cupola.sessions.launcher import Launcher, RunningAgent, SandboxSession, StartFailed
 from cupola.storage.database import Database
 from cupola.telemetry.output import OutputTail
 from tests.unit.sessions.world import OutOfMemoryDriver, World, exits, program
@@ -19,13 +20,16 @@ from tests.unit.sessions.world import OutOfMemoryDriver, World, exits, program
 async def launch(world: World, version: Version, directory: Path, image: Image | None = None) -> RunningAgent:
     stored = image or await world.images.load(version.digest or "")
     assert stored is not None
-    return await world.launcher.launch(version, stored, "session-1", "guid", directory, OutputTail())
+    place = await world.launcher.admission.take(version.definition.memory_bytes, "test")
+    session = SandboxSession("session-1", "guid", directory)
+    return await world.launcher.launch(version, stored, session, OutputTail(), place)
 
 
 async def failure(world: World, version: Version, directory: Path, image: Image | None = None) -> StartFailed:
     with pytest.raises(StartFailed) as caught:
         await launch(world, version, directory, image)
     assert await world.sandboxes() == 0
+    assert world.launcher.admission.count == 0
     return caught.value
 
 
@@ -78,7 +82,7 @@ async def test_an_image_with_nothing_to_run_is_told(world: World, tmp_path: Path
 
 
 async def test_a_sandbox_that_never_becomes_ready_is_removed(world: World, tmp_path: Path) -> None:
-    world.launcher = Launcher(world.driver, replace(world.installation, startup_timeout=0.05))
+    world.launcher = Launcher(world.driver, replace(world.installation, startup_timeout=0.05), Admission(Limits()))
     error = await failure(world, await world.add(image="silent"), tmp_path)
     assert "The container was not ready after 0.05 s: nothing listens on any port." in error.message
     assert error.tail == ("I do nothing.",)

@@ -8,12 +8,13 @@ import pytest
 from sqlalchemy import Connection
 
 from cupola.domain.errors import CupolaError
-from cupola.domain.session import SessionStatus
+from cupola.domain.session import SessionStatus, SessionUpgrade
 from cupola.domain.version import Version, VersionStatus
 from cupola.sandbox.fake import FakeProcess, Program
 from cupola.sandbox.http import AgentConnectionError
 from cupola.sessions import manager as module
-from cupola.storage import agents, sessions
+from cupola.sessions.lifecycle import Status
+from cupola.storage import agents
 from cupola.storage.database import Database
 from cupola.telemetry.output import read_entries
 from tests.unit.sandbox.servers import Peer, Request, answer
@@ -44,7 +45,8 @@ def messages(world: World, guid: str) -> list[str]:
 async def test_a_session_id_that_is_unknown_makes_a_session(world: World) -> None:
     version = await world.add()
     session, found = await world.manager.resolve(version.agent, "session-1", None, ADA)
-    assert (session.id, session.owner, session.status, found) == ("session-1", ADA.id, SessionStatus.CREATING, version)
+    assert (session.id, session.owner, session.pinned, found) == ("session-1", ADA.id, False, version)
+    assert world.manager.status(session) is SessionStatus.IDLE
     again, _ = await world.manager.resolve(version.agent, "session-1", None, ADA)
     assert again == session
 
@@ -74,13 +76,69 @@ async def test_two_agents_may_have_sessions_of_the_same_id(world: World) -> None
     assert (await world.session(one)).guid != (await world.session(two, caller=BOB)).guid
 
 
-async def test_a_session_stays_with_the_version_it_was_made_on(world: World) -> None:
+async def test_a_session_without_a_sandbox_follows_the_newest_version_and_keeps_its_files(world: World) -> None:
     first = await world.add()
     session, _ = await world.manager.resolve(first.agent, "session-1", None, ADA)
     second = await world.add()
+    followed, version = await world.manager.resolve(first.agent, "session-1", None, ADA)
+    assert (followed.guid, followed.version_key, version) == (session.guid, second.key, second)
+    stored = await world.stored_session(first.agent, "session-1")
+    assert stored == followed
+
+
+async def test_a_session_with_a_sandbox_stays_on_its_version_until_that_is_stopped(world: World) -> None:
+    first = await world.add()
+    session = await world.session(first, "session-1")
+    session, _ = await world.manager.resolve(first.agent, "session-2", None, ADA)
+    await world.ask(session, first)
+    second = await world.add()
+    assert await world.manager.resolve(first.agent, "session-2", None, ADA) == (session, first)
+    await world.manager.stop_session(session)
+    followed, version = await world.manager.resolve(first.agent, "session-2", None, ADA)
+    assert (followed.guid, version) == (session.guid, second)
+    await world.ask(followed, version)
+    assert messages(world, session.guid)[-2] == "Starting the sandbox on version 2."
+
+
+async def test_a_session_on_a_version_asked_for_stays_on_it(world: World) -> None:
+    first = await world.add()
+    session, _ = await world.manager.resolve(first.agent, "session-1", 1, ADA)
+    second = await world.add()
+    assert session.pinned
     assert (await world.manager.resolve(first.agent, "session-1", None, ADA)) == (session, first)
     assert (await world.manager.resolve(first.agent, "session-1", second.number, ADA)) == (session, first)
     assert (await world.manager.resolve(first.agent, "session-2", None, ADA))[1] == second
+
+
+async def set_policy(world: World, version: Version, policy: SessionUpgrade) -> Version:
+    await world.database.write(lambda connection: agents.set_session_upgrade(connection, version.agent, policy))
+    return await world.version(version)
+
+
+async def test_a_policy_of_never_keeps_every_session_on_its_version(world: World) -> None:
+    first = await set_policy(world, await world.add(), SessionUpgrade.NEVER)
+    session, _ = await world.manager.resolve(first.agent, "session-1", None, ADA)
+    await world.add()
+    assert (await world.manager.resolve(first.agent, "session-1", None, ADA)) == (session, first)
+
+
+async def test_a_policy_of_drain_stops_sandboxes_of_older_versions_once_they_are_unused(world: World) -> None:
+    first = await set_policy(world, await world.add(), SessionUpgrade.DRAIN)
+    idle, _ = await world.manager.resolve(first.agent, "session-1", None, ADA)
+    used, _ = await world.manager.resolve(first.agent, "session-2", None, ADA)
+    pinned, _ = await world.manager.resolve(first.agent, "session-3", 1, ADA)
+    for session in (idle, pinned):
+        await world.ask(session, first)
+    async with world.manager.running(used, first, ADA.id):
+        second = await world.add()
+        world.manager.version_activated(second)
+        await world.until(lambda: world.manager.status(idle) is SessionStatus.IDLE)
+        assert world.manager.status(used) is SessionStatus.ACTIVE
+        # Whoever comes while it is used still gets the sandbox that is there.
+        assert (await world.manager.resolve(first.agent, "session-2", None, ADA))[1] == first
+    assert (await world.manager.resolve(first.agent, "session-2", None, ADA))[1] == second
+    await world.until(lambda: world.manager.status(used) is SessionStatus.IDLE)
+    assert world.manager.status(pinned) is SessionStatus.ACTIVE
 
 
 @pytest.mark.parametrize("newest", [VersionStatus.CREATING, VersionStatus.FAILED, VersionStatus.DELETING])
@@ -147,9 +205,7 @@ async def test_a_request_starts_the_sandbox_and_the_next_one_uses_it(world: Worl
     session = await world.session(version)
     assert [await world.ask(session, version, body) for body in (b"one", b"two")] == [b"one", b"two"]
     assert (counted.starts, await world.sandboxes()) == (1, 1)
-    stored = await world.stored_session(version.agent, session.id)
-    assert stored is not None
-    assert (stored.status, stored.last_accessed_at) == (SessionStatus.ACTIVE, int(world.now))
+    assert world.manager.status(session) is SessionStatus.ACTIVE
 
 
 async def test_requests_at_once_share_one_start(world: World) -> None:
@@ -212,7 +268,7 @@ async def test_a_start_that_fails_tells_why_and_the_next_request_tries_again(wor
     world.programs["moody"] = program()
     assert await world.ask(session, version) == b"hello"
     assert messages(world, session.guid)[:4] == [
-        "Starting the sandbox.",
+        "Starting the sandbox on version 1.",
         "no database",
         "giving up",
         "Start failed: The container exited with code 1 before it was ready.",
@@ -322,13 +378,14 @@ async def idle_and_back(world: World) -> None:
     await world.ask(session, version)
     home = world.directory / "sessions" / session.guid / "home"
     (home / "note").write_text("kept")
-    world.manager._live[session.key].idle_since -= 121
+    world.age += 121
     await world.until(lambda: not world.manager.has_live_sessions(version.key))
     assert await world.sandboxes() == 0
     assert (home / "note").read_text() == "kept"
     stored = await world.stored_session(version.agent, session.id)
     assert stored is not None
-    assert stored.status is SessionStatus.IDLE
+    assert stored.stopped_at == int(world.now)
+    assert world.manager.status(stored) is SessionStatus.IDLE
     assert messages(world, session.guid)[-1] == "The sandbox was stopped."
     assert await world.ask(session, version) == b"hello"
 
@@ -338,31 +395,40 @@ async def test_a_session_is_not_stopped_before_its_time(world: World, timeout: i
     version = await world.add(session_configuration={"idle_timeout_seconds": timeout})
     session = await world.session(version)
     await world.ask(session, version)
-    live = world.manager._live[session.key]
-    live.idle_since -= idle - 1
-    world.manager._stop_idle()
-    assert live.stop is None
+    world.age += idle - 1
+    world.manager._put_to_rest()
+    assert world.manager.status(session) is SessionStatus.ACTIVE
+    assert world.manager._live[session.key].status is Status.RUNNING
 
 
 async def test_a_session_that_works_is_not_idle(world: World) -> None:
     version = await world.add()
     session = await world.session(version)
-    async with world.manager.running(session, version):
-        live = world.manager._live[session.key]
-        live.idle_since -= 1_000_000
-        world.manager._stop_idle()
-        assert live.stop is None
-    world.manager._stop_idle()
-    assert live.stop is None
+    async with world.manager.running(session, version, ADA.id):
+        world.age += 4000
+        world.manager._put_to_rest()
+        assert world.manager._live[session.key].status is Status.RUNNING
+    world.manager._put_to_rest()
+    assert world.manager._live[session.key].status is Status.RUNNING
+
+
+async def test_a_request_that_lasts_too_long_does_not_keep_a_sandbox_awake(world: World) -> None:
+    version = await world.add()
+    session = await world.session(version)
+    async with world.manager.running(session, version, ADA.id):
+        world.age += 4 * 3600 + 901
+        world.manager._put_to_rest()
+        assert world.manager._live[session.key].status is Status.STOPPING
 
 
 async def test_a_request_during_a_stop_waits_and_gets_a_new_sandbox(world: World) -> None:
     version = await world.add()
     session = await world.session(version)
     await world.ask(session, version)
-    stopping = world.manager._begin_stop(world.manager._live[session.key])
+    world.manager._live[session.key].stop_soon()
+    assert world.manager._live[session.key].status is Status.STOPPING
     assert await world.ask(session, version) == b"hello"
-    assert stopping.done()
+    assert messages(world, session.guid)[2] == "The sandbox was stopped."
     assert await world.sandboxes() == 1
 
 
@@ -405,17 +471,6 @@ async def test_before_it_runs_the_manager_refuses(database: Database, tmp_path: 
     session = await world.session(version)
     async with refused("shutting_down", 503):
         await world.ask(session, version)
-
-
-async def test_after_a_start_of_the_server_no_session_is_active(database: Database, tmp_path: Path) -> None:
-    world = World(tmp_path, database)
-    version = await world.add()
-    session = await world.session(version)
-    await database.write(lambda connection: sessions.touch_session(connection, session.key, SessionStatus.ACTIVE, 1))
-    async with world:
-        stored = await world.stored_session(version.agent, session.id)
-    assert stored is not None
-    assert stored.status is SessionStatus.IDLE
 
 
 # Deletion and logs
@@ -464,7 +519,7 @@ async def test_a_log_is_followed_until_the_sandbox_ends(world: World) -> None:
     await asyncio.sleep(0)
     await world.ask(session, version, b"now")
     assert json.loads(await first)["message"] == "now"
-    await world.manager._stop(world.manager._live[session.key])
+    await world.manager.stop_session(session)
     assert [json.loads(entry)["message"] async for entry in following] == ["The sandbox was stopped."]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from cupola.images.reference import Reference
 from cupola.images.store import ImageStore
 from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec
 from cupola.sandbox.fake import FakeDriver, FakeProcess, Program
+from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.launcher import Installation, Launcher
-from cupola.sessions.manager import SessionManager
+from cupola.sessions.manager import Rest, SessionManager
+from cupola.sessions.pool import WarmPool
+from cupola.sessions.primer import Primer
 from cupola.sessions.provisioner import Provisioner
 from cupola.storage import agents, sessions
 from cupola.storage.database import Database
@@ -31,6 +35,8 @@ from tests.unit.sandbox.servers import LoopbackSandbox, Peer, Request, answer
 ADA = Principal("ada-id", "ada", administrator=False)
 BOB = Principal("bob-id", "bob", administrator=False)
 ROOT = Principal("root-id", "administrator", administrator=True)
+NO_LIMITS = Limits()
+NEVER_FROZEN = Rest(freeze_after=0)
 TENANT = "5a0e3a52-0000-4000-8000-000000000000"
 
 Behaviour = Callable[[Peer, Request], Awaitable[None]]
@@ -180,17 +186,44 @@ class OutOfMemoryDriver(Driver):
 class World:
     """The platform's parts, running once it is entered."""
 
-    def __init__(self, directory: Path, database: Database, driver: Driver | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        database: Database,
+        driver: Driver | None = None,
+        *,
+        limits: Limits = NO_LIMITS,
+        rest: Rest = NEVER_FROZEN,
+        pool_size: int = 0,
+    ) -> None:
         self.directory = directory
         self.database = database
         self.programs: dict[str, Program] = {"serve": program(), "silent": silent}
         self.driver = driver or FakeDriver(self.programs)
         self.images = Images(directory / "images")
         self.installation = Installation(TENANT, lambda project: f"https://localhost/api/projects/{project}", 20.0, 0.0)
-        self.launcher = Launcher(self.driver, self.installation)
+        self.launcher = Launcher(self.driver, self.installation, Admission(limits))
         self.now = 1_800_000_000.0
-        self.manager = SessionManager(database, self.images, self.launcher, directory / "sessions", lambda: self.now)
-        self.provisioner = Provisioner(database, self.images, self.launcher, directory / "trials", 2, lambda: self.now)
+        self.age = 0.0
+        """Seconds by which the manager's monotonic clock is ahead."""
+        stored = directory / "sessions"
+        self.primer = Primer(self.launcher, database)
+        self.pool = WarmPool(self.launcher, self.primer, self.images, stored, pool_size)
+        self.manager = SessionManager(
+            database,
+            self.images,
+            self.launcher,
+            self.primer,
+            self.pool,
+            stored,
+            rest,
+            lambda: self.now,
+            lambda: time.monotonic() + self.age,
+        )
+        self.provisioner = Provisioner(
+            database, self.images, self.launcher, self.primer, directory / "trials", 2, self.manager.version_activated,
+            lambda: self.now,
+        )  # fmt: skip
         self.stopping = asyncio.Event()
         self._running: list[asyncio.Task[None]] = []
 
@@ -198,6 +231,7 @@ class World:
         self._running = [
             asyncio.create_task(self.manager.run(self.stopping)),
             asyncio.create_task(self.provisioner.run(self.stopping)),
+            asyncio.create_task(self.pool.run(self.stopping)),
         ]
         await self.until(lambda: self.manager._group is not None and self.provisioner._group is not None)
         return self
@@ -218,6 +252,12 @@ class World:
                 for task in self._running:
                     if task.done() and not self.stopping.is_set():
                         task.result()
+                await asyncio.sleep(0.001)
+
+    async def until_read(self, read: Callable[[], Awaitable[object]], expected: object) -> None:
+        """Wait until something that is written in the background can be read."""
+        async with asyncio.timeout(20):
+            while await read() != expected:
                 await asyncio.sleep(0.001)
 
     def definition(self, image: str = "serve", **fields: object) -> dict[str, object]:
@@ -263,8 +303,8 @@ class World:
     async def ask(self, session: Session, version: Version, body: bytes = b"hello") -> bytes:
         """One request to a session's sandbox."""
         async with (
-            self.manager.running(session, version) as running,
-            await running.client.request(b"POST", b"/", [], body) as response,
+            self.manager.running(session, version, ADA.id) as use,
+            await use.agent.client.request(b"POST", b"/", [], body) as response,
         ):
             return await response.read(1 << 20)
 

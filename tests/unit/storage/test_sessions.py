@@ -4,20 +4,21 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from cupola.domain.session import SessionStatus
 from cupola.storage import sessions
+from cupola.storage.paging import PageRequest
 from tests.unit.storage.samples import add_agent, add_version
-
-CREATING, ACTIVE, IDLE, FAILED = SessionStatus
 
 
 def test_a_session_is_read_as_it_was_written(connection: Connection) -> None:
     version = add_version(connection, add_agent(connection))
     made = sessions.create_session(connection, version, "session-1", "owner", 5)
     assert sessions.find_session(connection, version.agent.key, "session-1") == made
-    assert (made.id, made.owner, made.status) == ("session-1", "owner", CREATING)
+    assert (made.id, made.owner, made.pinned) == ("session-1", "owner", False)
     assert (made.agent_key, made.version_key) == (version.agent.key, version.key)
-    assert (made.created_at, made.last_accessed_at) == (5, 5)
+    assert (made.created_at, made.last_accessed_at, made.stopped_at) == (5, 5, None)
+    assert made.expires_at == 5 + 30 * 24 * 3600
+    pinned = sessions.create_session(connection, version, "session-2", "owner", 5, guid="f" * 32, pinned=True)
+    assert (pinned.guid, pinned.pinned) == ("f" * 32, True)
 
 
 def test_an_id_is_unique_for_an_agent_whatever_the_version(connection: Connection) -> None:
@@ -60,25 +61,49 @@ def test_the_newest_session_of_an_agent(connection: Connection) -> None:
     assert sessions.newest_session(connection, agent.key) == newest
 
 
-def test_use_is_recorded(connection: Connection) -> None:
+def test_use_and_stops_are_recorded(connection: Connection) -> None:
     version = add_version(connection, add_agent(connection))
     made = sessions.create_session(connection, version, "session-1", "owner", 5)
-    sessions.touch_session(connection, made.key, ACTIVE, 9)
+    sessions.touch_session(connection, made.key, 9)
     found = sessions.find_session(connection, version.agent.key, "session-1")
     assert found is not None
-    assert (found.status, found.created_at, found.last_accessed_at) == (ACTIVE, 5, 9)
+    assert (found.created_at, found.last_accessed_at, found.stopped_at) == (5, 9, None)
+    assert sessions.record_stop(connection, made.key, 11)
+    found = sessions.find_session(connection, version.agent.key, "session-1")
+    assert found is not None
+    assert (found.created_at, found.last_accessed_at, found.stopped_at) == (5, 11, 11)
+    sessions.delete_sessions(connection, (made.key,))
+    assert not sessions.record_stop(connection, made.key, 12)
 
 
-def test_after_a_start_of_the_platform_no_session_runs(connection: Connection) -> None:
+def test_a_session_goes_on_with_another_version(connection: Connection) -> None:
+    agent = add_agent(connection)
+    one, two = add_version(connection, agent), add_version(connection, agent)
+    made = sessions.create_session(connection, one, "session-1", "owner", 5)
+    bound = sessions.bind_session(connection, made.key, two.key)
+    assert bound is not None
+    assert (bound.version_key, bound.guid, bound.id) == (two.key, made.guid, made.id)
+    sessions.delete_sessions(connection, (made.key,))
+    assert sessions.bind_session(connection, made.key, one.key) is None
+
+
+def test_expired_sessions_are_found_a_few_at_a_time(connection: Connection) -> None:
     version = add_version(connection, add_agent(connection))
-    for status in SessionStatus:
-        made = sessions.create_session(connection, version, f"session-{status}", "owner", 5)
-        sessions.touch_session(connection, made.key, status, 5)
-    sessions.set_all_idle(connection)
-    after = {session.id: session.status for session in sessions.sessions_of_version(connection, version.key)}
-    assert after == {
-        "session-creating": IDLE,
-        "session-active": IDLE,
-        "session-idle": IDLE,
-        "session-failed": FAILED,
-    }
+    for number in range(5):
+        sessions.create_session(connection, version, f"session-{number}", "owner", number)
+    assert [session.id for session in sessions.expired_sessions(connection, 3, 10)] == [
+        "session-0",
+        "session-1",
+        "session-2",
+    ]
+    assert len(sessions.expired_sessions(connection, 5, 2)) == 2
+
+
+def test_sessions_are_listed_by_owner(connection: Connection) -> None:
+    version = add_version(connection, add_agent(connection))
+    for number, owner in enumerate(("ada", "bob", "ada")):
+        sessions.create_session(connection, version, f"session-{number}", owner, 1)
+    everybody = sessions.list_sessions(connection, version.agent.key, None, PageRequest())
+    assert [session.id for session in everybody.items] == ["session-2", "session-1", "session-0"]
+    page = sessions.list_sessions(connection, version.agent.key, "ada", PageRequest(limit=1, order="asc"))
+    assert ([session.id for session in page.items], page.has_more) == (["session-0"], True)

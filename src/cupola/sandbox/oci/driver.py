@@ -24,6 +24,8 @@ from weakref import WeakValueDictionary
 from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, Stream
 from cupola.sandbox.oci import linux, process
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
+from cupola.sandbox.oci.network import forwarding
+from cupola.sandbox.oci.network.network import Network, NetworkSettings, SandboxNetwork
 from cupola.sandbox.oci.runtime_config import FILES, HOME, User, resolve_user, runtime_config
 
 LOCK_NAME = "lock"
@@ -67,6 +69,7 @@ def sweep_dead_installations(run_root: Path) -> None:
             for name in groups.names():
                 groups.remove(name)
             groups.remove_parent()
+            forwarding.switch_off(entry)
             shutil.rmtree(entry)
 
 
@@ -74,12 +77,20 @@ class OciSandbox(Sandbox):
     """A running container: its first process is a child of ours, so the process id cannot be reused under us."""
 
     def __init__(
-        self, name: str, pid: int, network: int | None, port: int, user: User, sockets: ThreadPoolExecutor
+        self,
+        name: str,
+        pid: int,
+        network: int,
+        platform_ports: frozenset[int],
+        port: int,
+        user: User,
+        sockets: ThreadPoolExecutor,
     ) -> None:
         super().__init__(name)
         self.pid = pid
         self.user = user
-        self._network = network
+        self._network: int | None = network
+        self._platform_ports = platform_ports
         self._port = port
         self._sockets = sockets
 
@@ -100,12 +111,10 @@ class OciSandbox(Sandbox):
         return opened
 
     def listening_ports(self) -> tuple[int, ...]:
-        return process.listening_ports(self.pid)
+        return tuple(port for port in process.listening_ports(self.pid) if port not in self._platform_ports)
 
     def close(self) -> None:
-        if self._network is not None:
-            os.close(self._network)
-            self._network = None
+        self._network = None
 
 
 class OciDriver(Driver):
@@ -113,19 +122,27 @@ class OciDriver(Driver):
 
     `installation` names this platform's data (letters and digits); `run` is a directory on a file system that is
     empty after a boot; `data` is on a disk with room for writable layers; `runtime` is the program, else the first
-    of crun and runc on the PATH.
+    of crun and runc on the PATH. `network` says what sandboxes find around them.
     """
 
     isolation = Isolation(filesystem=True, processes=True, network=True, resource_limits=True)
     can_attach = True
 
-    def __init__(self, installation: str, run: Path, data: Path, runtime: str | None = None) -> None:
+    def __init__(
+        self,
+        installation: str,
+        run: Path,
+        data: Path,
+        runtime: str | None = None,
+        network: NetworkSettings | None = None,
+    ) -> None:
         self._run = run
         self._bundles = run / "bundles"
         self._state = run / "state"
         self._data = data
         self._installation = installation
         self._requested_runtime = runtime
+        self.network = Network(installation, run, network or NetworkSettings())
         self._sandboxes: dict[str, OciSandbox] = {}
         self._outputs: dict[str, tuple[_OutputPipe, ...]] = {}
         self._sockets = ThreadPoolExecutor(1, "netns-sockets")
@@ -153,8 +170,10 @@ class OciDriver(Driver):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         linux.become_subreaper()
         await asyncio.get_running_loop().run_in_executor(self._work, process.kill_by_argument, str(self._state))
+        await self.network.open()
 
     async def close(self) -> None:
+        await self.network.close()
         self._work.shutdown()
         self._mounts.shutdown()
         self._sockets.shutdown()
@@ -168,8 +187,11 @@ class OciDriver(Driver):
         self._outputs[spec.name] = pipes
         bundle = self._bundles / spec.name
         root = bundle / "root"
+        network = await self.network.attach(
+            spec.name, spec.egress, spec.hostname, lambda line: output("status", f"{line}\n".encode())
+        )
         try:
-            user = await loop.run_in_executor(self._work, self._prepare, spec, bundle, root)
+            user = await loop.run_in_executor(self._work, self._prepare, spec, bundle, root, network)
         except OSError as error:
             raise SandboxError(f"its directories could not be made: {error}") from error
         pid_file = bundle / "pid"
@@ -194,7 +216,7 @@ class OciDriver(Driver):
             os.close(standard_input)
             os.close(report)
         pid = int(pid_file.read_text())
-        sandbox = OciSandbox(spec.name, pid, _network_namespace(pid), spec.port, user, self._sockets)
+        sandbox = OciSandbox(spec.name, pid, network.namespace, self.network.ports, spec.port, user, self._sockets)
         sandbox.channel = channel
         self._sandboxes[spec.name] = sandbox
         self._children.add(pid)
@@ -220,7 +242,7 @@ class OciDriver(Driver):
     def _manager_option(self) -> list[str]:
         return ["--cgroup-manager", "cgroupfs"] if Path(self._program).name == "crun" else []
 
-    def _prepare(self, spec: SandboxSpec, bundle: Path, root: Path) -> User:
+    def _prepare(self, spec: SandboxSpec, bundle: Path, root: Path, network: SandboxNetwork) -> User:
         writable = self._data / spec.name
         root.mkdir(parents=True)
         (writable / "upper").mkdir(parents=True)
@@ -231,8 +253,12 @@ class OciDriver(Driver):
         hosts = bundle / "hosts"
         hosts.write_text(f"127.0.0.1 localhost {spec.hostname}\n::1 localhost\n")
         hosts.chmod(0o644)
+        resolver = bundle / "resolv.conf"
+        resolver.write_text("nameserver 127.0.0.1\n")
+        resolver.chmod(0o644)
         mount_overlay(spec.layers, writable / "upper", writable / "work", root)
-        config = runtime_config(spec, root, hosts, home, files, self._groups.path(spec.name), user)
+        group = self._groups.path(spec.name)
+        config = runtime_config(spec, root, hosts, resolver, home, files, group, network.path, user)
         (bundle / "config.json").write_text(json.dumps(config))
         return user
 
@@ -281,6 +307,7 @@ class OciDriver(Driver):
                 await sandbox.exited
                 if self._sandboxes.pop(name, None) is not None:
                     sandbox.close()
+            await self.network.detach(name)
             for pipe in self._outputs.pop(name, ()):
                 pipe.finish()
 
@@ -367,10 +394,17 @@ def _standard_input(channel: bool) -> tuple[socket.socket | None, int]:
 
 
 def _make_directories(user: User, *directories: Path) -> None:
+    """Have the directories, with all that is in them the user's own: files may be older than the user, who comes with the
+    image of a version. Links are not followed."""
     for directory in directories:
-        if not directory.exists():
-            directory.mkdir(parents=True, mode=0o700)
-            os.chown(directory, user.uid, user.gid)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if directory.stat().st_uid == user.uid:
+            continue
+        os.chown(directory, user.uid, user.gid)
+        for _, inner, files, descriptor in os.fwalk(directory):
+            for name in (*inner, *files):
+                with contextlib.suppress(FileNotFoundError):
+                    os.chown(name, user.uid, user.gid, dir_fd=descriptor, follow_symlinks=False)
 
 
 def _attach(namespace: int, user: User, directories: dict[str, Path]) -> None:
@@ -393,14 +427,6 @@ def _attach(namespace: int, user: User, directories: dict[str, Path]) -> None:
     finally:
         for descriptor in (own, *mounts.values()):
             os.close(descriptor)
-
-
-def _network_namespace(pid: int) -> int | None:
-    """A descriptor of a child's network namespace; None when it has ended already, which leaves it none."""
-    try:
-        return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
-    except FileNotFoundError:
-        return None
 
 
 def mount_overlay(layers: tuple[Path, ...], upper: Path, work: Path, target: Path) -> None:

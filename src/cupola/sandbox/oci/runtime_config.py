@@ -23,12 +23,12 @@ OPEN_FILES = 65536
 CPU_PERIOD = 100_000
 """Microseconds over which the processor share is enforced."""
 
-_MASKED = (
+MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )  # fmt: skip
-_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _DEVICES = (
     # type, major, minor: null, zero, full, random, urandom, tty, pseudo terminals
     ("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 5, 0), ("c", 5, 2), ("c", 136, None),
@@ -36,12 +36,20 @@ _DEVICES = (
 
 
 def runtime_config(
-    spec: SandboxSpec, root: Path, hosts: Path, home: Path, files: Path, cgroup: str, user: User
+    spec: SandboxSpec,
+    root: Path,
+    hosts: Path,
+    resolver: Path,
+    home: Path,
+    files: Path,
+    cgroup: str,
+    network: str,
+    user: User,
 ) -> dict[str, Any]:
-    """The whole configuration. `root` is the mounted root, `hosts` a file that becomes `/etc/hosts`, `home` and `files`
-    are the host's directories for what the specification names so."""
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    open_files = OPEN_FILES if most_files == resource.RLIM_INFINITY else min(OPEN_FILES, most_files)
+    """The whole configuration. `root` is the mounted root, `hosts` and `resolver` are files that become `/etc/hosts` and
+    `/etc/resolv.conf`, `home` and `files` are the host's directories for what the specification names so, `network` is
+    the path of a network namespace."""
+    open_files = open_files_limit()
     capabilities = list(CAPABILITIES)
     return {
         "ociVersion": "1.0.2",
@@ -73,12 +81,16 @@ def runtime_config(
             {"destination": "/sys", "type": "sysfs", "source": "sysfs",
              "options": ["nosuid", "noexec", "nodev", "ro"]},
             _bind(hosts, "/etc/hosts", "ro"),
+            _bind(resolver, "/etc/resolv.conf", "ro"),
             _bind(home, HOME, "rw"),
             _bind(files, FILES, "rw"),
         ],
         "linux": {
             "cgroupsPath": cgroup,
-            "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network", "cgroup")],
+            "namespaces": [
+                *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
+                {"type": "network", "path": network},
+            ],
             "resources": {
                 "memory": {"limit": spec.memory, "swap": spec.memory},
                 "cpu": {"quota": max(1000, int(spec.cpu * CPU_PERIOD)), "period": CPU_PERIOD},
@@ -90,10 +102,16 @@ def runtime_config(
                 ],
             },
             "seccomp": seccomp.profile(),
-            "maskedPaths": list(_MASKED),
-            "readonlyPaths": list(_READ_ONLY),
+            "maskedPaths": list(MASKED),
+            "readonlyPaths": list(READ_ONLY),
         },
     }  # fmt: skip
+
+
+def open_files_limit() -> int:
+    """How many files each process of a sandbox may have open; never more than this process may."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if most_files == resource.RLIM_INFINITY else min(OPEN_FILES, most_files)
 
 
 def _bind(source: Path, destination: str, mode: str) -> dict[str, Any]:
