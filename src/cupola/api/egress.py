@@ -23,6 +23,8 @@ class EgressApi:
         self._database = database
         self._default = default
         self._clock = clock
+        self.changed: Callable[[], None] = lambda: None
+        """Called after a policy was replaced: sandboxes made ahead have the old one."""
 
     def routes(self) -> list[Route]:
         """Paths are relative to the project."""
@@ -49,6 +51,7 @@ class EgressApi:
         await self._database.write(
             lambda connection: egress.set_egress(connection, project, policy, int(self._clock()))
         )
+        self.changed()
         return JSONResponse(policy.to_json())
 
 

@@ -154,8 +154,10 @@ class Driver(ABC):
             raise
 
     async def _undo(self, making: asyncio.Future[Sandbox], name: str) -> None:
-        await asyncio.gather(making, return_exceptions=True)
+        (made,) = await asyncio.gather(making, return_exceptions=True)
         await self.remove(name, 0)
+        if isinstance(made, Sandbox) and made.channel is not None:
+            made.channel.close()
 
     async def stop(self, name: str, grace: float) -> None:
         """End the sandbox and remove all that belongs to it, except its durable directories.

@@ -267,7 +267,7 @@ class WarmPool:
                 demand.plan = await self._primer.plan(demand.version)
                 demand.plan_is_known = True
             pooled = await self._prepare(demand, primed=shelf is demand.primed)
-        except (StartFailed, PrimingFailed, NotPrimable, TimeoutError) as error:
+        except (StartFailed, PrimingFailed, NotPrimable) as error:
             logger.warning("no sandbox could be made ahead for %s: %s", demand.version.name, error)
         except Exception:
             logger.exception("no sandbox could be made ahead for %s", demand.version.name)
