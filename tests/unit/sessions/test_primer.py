@@ -18,7 +18,7 @@ from cupola.sessions.priming.plan import Plan
 from cupola.storage import agents
 from cupola.storage.database import Database
 from tests.unit.sessions.primed_world import PYTHON, PrimedWorld, Sink, primed_world
-from tests.unit.sessions.world import ADA, World, silent
+from tests.unit.sessions.world import World, silent
 
 NOTHING_AHEAD = Plan((), {}, ("FOUNDRY_AGENT_SESSION_ID", "FOUNDRY_AGENT_SESSION_GUID"))
 READS_SESSION = "import os\nSEEN = os.environ['FOUNDRY_AGENT_SESSION_ID']"
@@ -317,7 +317,7 @@ async def test_a_session_whose_hand_over_fails_starts_cold_and_is_told(tmp_path:
 
         world.driver.attach = attach  # type: ignore[method-assign]
         session = await world.session(agent.version)
-        async with world.manager.running(session, agent.version, ADA.id) as use:
+        async with world.manager.running(session, agent.version) as use:
             assert use.tier == "cold"
             assert (await agent.ask(use.agent))["guid"] == session.guid
         log = console(world, session)
@@ -331,7 +331,7 @@ async def test_sessions_get_primed_sandboxes_from_the_pool(tmp_path: Path, datab
         world.pool.expect(agent.version)
         await world.until(lambda: world.pool.counts() == (1, 1))
         session = await world.session(agent.version)
-        async with world.manager.running(session, agent.version, ADA.id) as use:
+        async with world.manager.running(session, agent.version) as use:
             assert use.tier == "primed"
             assert (await agent.ask(use.agent))["id"] == session.id
         assert "The session gets an interpreter that was made ready for version 1." in console(world, session)
