@@ -189,7 +189,8 @@ class Driver(ABC):
         """Put durable directories into a running sandbox that was made without.
 
         What is below `$HOME` and `/files` before is hidden; a process sees the new directories by their paths, not by
-        descriptors it holds. Raises SandboxError when the sandbox has ended or the driver cannot do it.
+        descriptors it holds. It is done whole even when the caller is cancelled. Raises SandboxError when the sandbox has
+        ended or the driver cannot do it.
         """
 
     @abstractmethod
