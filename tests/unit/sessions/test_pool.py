@@ -96,9 +96,9 @@ async def test_a_new_version_replaces_what_was_made_ahead_for_the_old_one(warm: 
     async with asyncio.timeout(10):
         while await warm.sandboxes() != 1:
             await asyncio.sleep(0.001)
-    assert {path.name for path in (warm.directory / "sessions").iterdir()} == {
-        path.name for path in [ready(warm)[0].session.directory]
-    }
+    # The files of the old one go after its sandbox.
+    stored = warm.directory / "sessions"
+    await warm.until(lambda: list(stored.iterdir()) == [ready(warm)[0].session.directory])
 
 
 def ready(world: World) -> list[StartedSandbox]:
