@@ -113,7 +113,7 @@ def _add(namespace: int, index: int, address: str) -> None:
 
 
 class _Servers:
-    """HTTP on port 80 and 8080, names on 53, an echo by UDP on 9: on every address of a namespace, in a thread of their own."""
+    """HTTP on port 80 and 8080, names on 53, an echo by UDP on 9, on every address of a namespace; in an own thread."""
 
     def __init__(self, internet: Internet, namespace: int) -> None:
         self._internet = internet

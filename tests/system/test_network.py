@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -144,7 +145,7 @@ def left_over() -> list[str]:
     rules = Nftables()
     tables = rules.run("list tables").splitlines()
     rules.close()
-    held = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    held = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     interfaces = sorted(name for _, name in socket.if_nameindex())
     return [*interfaces, *tables, *sorted(name for name in held if name.startswith("net:"))]
 
@@ -239,8 +240,10 @@ async def test_an_allow_list_reaches_what_it_names_and_only_there(bench: Bench, 
     before, resolved, after = (
         [("tcp", f"{PUBLIC}:80"), ("tcp", f"{OTHER}:80"), ("tcp", f"{DNS}:53"), ("udp", f"{DNS}:53")],
         [("name", "allowed.example"), ("name", "other.example")],
-        [("http", "http://allowed.example/"), ("tcp", f"{PUBLIC}:8080"), ("udp", f"{PUBLIC}:9")]
-        + [("tcp", f"{OTHER}:80"), ("udp", f"{OTHER}:9"), ("tcp", f"{DNS}:853"), ("name", "deep.allowed.example")],
+        [
+            *(("http", "http://allowed.example/"), ("tcp", f"{PUBLIC}:8080"), ("udp", f"{PUBLIC}:9")),
+            *(("tcp", f"{OTHER}:80"), ("udp", f"{OTHER}:9"), ("tcp", f"{DNS}:853"), ("name", "deep.allowed.example")),
+        ],
     )
     outcomes = await bench.attempts(allow("allowed.example"), before, resolved, after)
     assert all("failed" in outcome for outcome in outcomes[:4])
@@ -314,7 +317,7 @@ async def test_the_host_is_not_reached(bench: Bench, internet: Internet) -> None
 def _host_addresses() -> list[str]:
     """Every address of the host that the kernel knows of, those of the driver's own interface too."""
     lines = Path("/proc/net/fib_trie").read_text().splitlines()
-    local = [before.split()[-1] for before, line in zip(lines, lines[1:], strict=False) if "host LOCAL" in line]
+    local = [before.split()[-1] for before, line in itertools.pairwise(lines) if "host LOCAL" in line]
     assert HOST in local
     assert any(address.startswith("10.183.") for address in local)
     return sorted(set(local))
@@ -406,7 +409,7 @@ async def test_no_question_about_a_denied_name_leaves(bench: Bench, internet: In
             # It still works afterwards.
             [("name", "localhost")],
         )
-        assert [asked for asked in internet.questions if "allowed.example 1" != asked] == []
+        assert [asked for asked in internet.questions if asked != "allowed.example 1"] == []
     assert bench.told
     assert all(line.isprintable() for line in "".join(bench.told).splitlines())
 
