@@ -52,6 +52,7 @@ from cupola.sandbox.oci.driver import (
 )
 from cupola.sandbox.oci.network.network import NetworkSettings
 from cupola.sessions.admission import Admission, Limits
+from cupola.sessions.egress import EgressPolicies
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
@@ -206,7 +207,7 @@ class _Server:
         settings = self._settings
         certificates = await asyncio.to_thread(self._certificates)
         tokens = Tokens(load_or_create_key(self._folder.signing_key), self._tenant)
-        egress_api = EgressApi(database, default_egress)
+        egress = EgressPolicies(database, default_egress)
         launcher = Launcher(
             driver,
             Installation(
@@ -214,7 +215,7 @@ class _Server:
                 project_endpoint=lambda project: f"{state.https_url}/api/projects/{project}",
                 startup_timeout=settings.startup_timeout,
                 stop_grace=settings.stop_grace,
-                egress=egress_api.policy,
+                egress=egress.policy,
             ),
             Admission(
                 Limits(
@@ -245,7 +246,7 @@ class _Server:
         routes = [
             *agents_api.routes(),
             *SessionsApi(lookup, database, manager).routes(),
-            *egress_api.routes(),
+            *EgressApi(egress, pool.renew).routes(),
             *FilesApi(lookup, self._folder.sessions).routes(),
             *LogsApi(lookup, manager).routes(),
             *gateway.routes(),

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -669,11 +670,15 @@ agent.run()
 """
 
 
-def fetched(http: httpx2.Client, session: str, url: str) -> str:
-    answer = http.post(
-        "/agents/fetch/endpoint/protocols/openai/responses", json={"input": url, "agent_session_id": session}
-    )
+RESPONSES = "/agents/fetch/endpoint/protocols/openai/responses"
+
+
+def fetched(http: httpx2.Client, session: str | None, url: str, *, tier: str = "") -> str:
+    """What an agent got; in a new session of the platform's choice where none is named."""
+    named = {} if session is None else {"agent_session_id": session}
+    answer = http.post(RESPONSES, json={"input": url, **named})
     assert answer.status_code == 200, answer.text
+    assert f'tier;desc="{tier}' in answer.headers["server-timing"]
     text: str = answer.json()["output"][0]["content"][0]["text"]
     return text
 
@@ -701,6 +706,35 @@ def test_a_project_has_a_policy(
     told = [entry["message"] for entry in entries if entry["stream"] == "status"]
     assert "The egress policy (none) does not allow the name other.example." in told
     assert {asked.partition(" ")[0] for asked in internet.questions} == {"allowed.example", "other.example"}
+
+
+def test_sandboxes_made_ahead_follow_a_new_policy(
+    internet: Internet, start_platform: Callable[..., Platform], agent_image: Callable[[str, str], str]
+) -> None:
+    platform = start_platform(CUPOLA_DNS_SERVERS=DNS, CUPOLA_POOL_SIZE="2")
+    assert platform.deploy("fetch", agent_image("fetch", FETCH))["status"] == "active"
+
+    def ready() -> bool:
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            if re.search(r'^cupola_sandboxes\{status="started_ahead"\} [1-9]', http.get(metrics).text, re.MULTILINE):
+                return True
+            time.sleep(0.02)
+        return False
+
+    with platform.http() as http:
+        metrics = str(http.base_url).partition("/api/")[0] + "/metrics"
+        assert ready()
+        assert fetched(http, None, "http://allowed.example/", tier="started") == f"you are {HOST}"
+        assert ready()
+        assert http.put("/egress", json={"mode": "none"}).status_code == 200
+        assert "failed" in fetched(http, None, "http://allowed.example/")
+        assert ready()
+        assert "failed" in fetched(http, None, "http://allowed.example/", tier="started")
+        assert http.put("/egress", json={"mode": "open"}).status_code == 200
+        assert fetched(http, None, "http://allowed.example/") == f"you are {HOST}"
+        assert ready()
+        assert fetched(http, None, "http://allowed.example/", tier="started") == f"you are {HOST}"
 
 
 def test_nothing_is_left_after_a_kill(
