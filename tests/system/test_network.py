@@ -698,13 +698,19 @@ def test_a_project_has_a_policy(
         assert "failed" in fetched(http, "session-two", "http://allowed.example/")
         assert fetched(http, "session-two", "http://other.example/") == f"you are {HOST}"
         assert fetched(http, "session-two", "SERVER/healthz") == '{"status":"healthy"}'
-        assert http.put("/egress", json={"mode": "none"}).status_code == 200
+        shown = platform.run("egress", "set", "none")
+        assert (shown.returncode, shown.stdout.split()) == (0, ["Mode", "none"]), shown.stderr
+        assert http.get("/egress").json()["mode"] == "none"
         assert "failed" in fetched(http, "session-three", "http://other.example/")
         assert fetched(http, "session-three", "SERVER/healthz") == '{"status":"healthy"}'
         log = http.get("/agents/fetch/sessions/session-three:logstream", params={"follow": "false"}).text
     entries = [json.loads(line.removeprefix("data: ")) for line in log.splitlines() if line.startswith("data: ")]
     told = [entry["message"] for entry in entries if entry["stream"] == "status"]
-    assert "The egress policy (none) does not allow the name other.example." in told
+    refusal = "The egress policy (none) does not allow the name other.example."
+    assert told.count(refusal) == 1
+    assert f" status {refusal}\n" in platform.run("logs", "fetch", "session-three").stdout
+    wrong = platform.run("egress", "set", "allow-list", "https://a.example")
+    assert (wrong.returncode, "names[0]: 'https://a.example' has no port" in wrong.stderr) == (1, True)
     assert {asked.partition(" ")[0] for asked in internet.questions} == {"allowed.example", "other.example"}
 
 
