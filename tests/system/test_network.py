@@ -11,13 +11,14 @@ import itertools
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import httpx2
@@ -324,6 +325,140 @@ def _host_addresses() -> list[str]:
     return sorted(set(local))
 
 
+def _in_every_spelling(text: str) -> list[str]:
+    """An IPv4 address as resolvers and libraries read it."""
+    address = IPv4Address(text)
+    a, b, c, d = address.packed
+    low = f"{a << 8 | b:x}:{c << 8 | d:x}"
+    return [
+        text, f"{int(address)}", f"{int(address):#x}", f"0{int(address):o}", f"{a}.{b << 16 | c << 8 | d}",
+        f"{a}.{b}.{c << 8 | d}", f"0{a:o}.0{b:o}.0{c:o}.0{d:o}", f"{a:#x}.{b:#x}.{c:#x}.{d:#x}", f"{a:#x}.{b}.0{c:o}.{d}",
+        f"000{a:o}.{b}.{c}.{d}", f"{text}.",
+        f"::ffff:{text}", f"::ffff:{low}", f"::{text}", f"2002:{low}::1", f"64:ff9b::{text}", f"64:ff9b:1::{low}",
+        f"::ffff:0:{text}", f"2001:0:{low}::", f"fe80::5efe:{text}%eth0", f"fe80::5efe:{text}%lo", f"{text}.nip.io",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("attacked", [HOST, LAN_HOST, BRIDGE, METADATA[0]])
+async def test_no_spelling_leads_inside(bench: Bench, internet: Internet, attacked: str) -> None:
+    internet.zone[f"{attacked}.nip.io"] = [attacked]
+    spellings = [
+        *_in_every_spelling(attacked),
+        *("fd00:ec2::254", "fe80::1%eth0", "ff02::1%eth0", "::", "0", "127.1", "0x7f.1"),
+    ]
+    with host_services(80) as came:
+        assert (
+            await bench.reached(OPEN, *((kind, f"{spelling}:80") for spelling in spellings for kind in ("tcp", "udp")))
+            == []
+        )
+        assert came == []
+    assert not internet.visited(attacked)
+    # The spellings are good: with the address of a public server in them the same attempts get there.
+    internet.zone[f"{PUBLIC}.nip.io"] = [PUBLIC]
+    assert len(await bench.reached(OPEN, *(("tcp", f"{spelling}:80") for spelling in _in_every_spelling(PUBLIC)))) >= 11
+
+
+async def test_the_router_is_not_reached(bench: Bench, internet: Internet) -> None:
+    address = IPv4Address(await bench.serving(OPEN, "neighbour"))
+    wide = EgressPolicy(EgressMode.OPEN, private_ranges=(IPv4Network("10.0.0.0/8"),))
+    with contextlib.ExitStack() as stack:
+        with inside(router_of(bench), internet.host):
+            came = stack.enter_context(host_services())
+        around = [address - 1, *(IPv4Address("10.183.0.0") + number for number in range(0, 256, 3))]
+        for kind in ("tcp", "udp"):
+            assert await bench.reached(wide, *((kind, f"{target}:4321") for target in around)) == []
+        for known in _host_addresses():
+            beside = [IPv4Address(known) + step for step in (0, 1)]
+            assert await bench.reached(wide, *(("tcp", f"{target}:4321") for target in beside)) == []
+        assert came == []
+
+
+def router_of(bench: Bench) -> int:
+    router = bench.driver.network._router
+    assert router is not None
+    return router._namespace
+
+
+CHANGES = [*runpy.run_path(str(PROBE), run_name="probe")["CHANGES"]]
+
+
+@pytest.mark.parametrize("policy", [OPEN, NO_EGRESS], ids=["open", "none"])
+async def test_nothing_of_the_network_can_be_changed_from_inside(bench: Bench, policy: EgressPolicy) -> None:
+    before = await bench.attempts(policy, [("interfaces", "")])
+    outcomes = await bench.attempts(policy, *([("change", what)] for what in CHANGES), [("interfaces", "")])
+    refusals = dict(zip(CHANGES, outcomes, strict=False))
+    assert {what: said for what, said in refusals.items() if "failed: " not in said} == {}
+    # They are refused, and not just wrong: the one for a device that is not there is named for what it lacks.
+    wrong = {what: said for what, said in refusals.items() if not re.search("Permission|not permitted|Read-only", said)}
+    assert wrong == {}
+    assert outcomes[-1:] == before
+
+
+async def test_other_protocols_and_source_routes_lead_nowhere(bench: Bench, internet: Internet) -> None:
+    address = IPv4Address(await bench.serving(OPEN, "neighbour"))
+    wide = EgressPolicy(EgressMode.OPEN, private_ranges=(IPv4Network("10.0.0.0/8"), IPv4Network("192.168.77.0/24")))
+    hops = (PUBLIC, GATEWAY, HOST, str(address - 1), LAN)
+    ends = (METADATA[0], HOST, PUBLIC, str(address), LAN)
+    routed = [("routed", f"{hop}>{end}:9") for hop in hops for end in ends]
+    others = [
+        ("udplite", f"{PUBLIC}:9"), ("ping", PUBLIC), ("udp", "255.255.255.255:9"), ("udp", "192.168.77.255:9"),
+        ("udp", "224.0.0.1:9"), ("udp", "239.255.255.250:9"), ("udp", "0.0.0.0:9"),
+    ]  # fmt: skip
+    for policy in (OPEN, wide):
+        assert await bench.reached(policy, *routed, *others) == []
+    assert internet.visits == []
+
+
+async def test_unix_sockets_of_the_host_are_not_reached(bench: Bench) -> None:
+    name = f"cupola-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(f"\0{name}")
+        listening.listen()
+        for policy in (OPEN, NO_EGRESS):
+            assert await bench.reached(policy, ("abstract", name)) == []
+
+
+async def test_what_one_sandbox_was_admitted_is_of_no_use_to_another(bench: Bench, internet: Internet) -> None:
+    policy = allow("allowed.example")
+    step = [("http", "http://allowed.example/"), ("tcp", f"{PUBLIC}:80")]
+    first, second = await asyncio.gather(
+        bench.attempts(policy, step[:1], step[1:], step[1:], name="one"),
+        bench.attempts(policy, step[1:], step[1:], [("udp", f"{PUBLIC}:9")], name="two"),
+    )
+    assert first == [f"you are {HOST}", "reached", "reached"]
+    assert all("failed" in outcome for outcome in [*second, *await bench.attempts(policy, step[1:])])
+
+
+async def test_aliases_that_end_inside_are_refused(bench: Bench, internet: Internet) -> None:
+    inward = {"inside": "10.1.2.3", "cloud": "169.254.169.254", "self": "127.0.0.1", "host": HOST, "lan": LAN}
+    for name, target in inward.items():
+        internet.zone |= {f"{name}.example": [f"@{name}.attacker.net"], f"{name}.attacker.net": [target]}
+    internet.zone |= {"good.example": ["@far.attacker.net"], "far.attacker.net": [PUBLIC]}
+    tries = [("http", f"http://{name}.example/") for name in inward]
+    for policy in (OPEN, allow("*.example")):
+        with host_services(80) as came:
+            assert await bench.reached(policy, *tries) == []
+            assert came == []
+        assert await bench.reached(policy, ("http", "http://good.example/")) == ["http://good.example/"]
+    assert {to for to, _ in internet.visits} <= {PUBLIC, DNS}
+
+
+@pytest.mark.parametrize("policy", [NO_EGRESS, OPEN], ids=["none", "open"])
+async def test_no_port_of_the_host_but_the_endpoint(
+    internet: Internet, tmp_path: Path, spec: SandboxSpec, policy: EgressPolicy
+) -> None:
+    with host_services() as came, host_services(4322) as endpoint:
+        async with opened(tmp_path, spec, port=4322) as bench:
+            own = [
+                f"{address}:4321"
+                for address in ("127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "localhost", "::ffff:127.0.0.1")
+            ]
+            others = [f"{address}:4322" for address in (*HOST_ADDRESSES, "127.0.0.2")]
+            assert await bench.reached(policy, *(("tcp", target) for target in (*own, *others))) == []
+            assert (came, endpoint) == ([], [])
+            assert await bench.reached(policy, ("tcp", "127.0.0.1:4322")) == ["127.0.0.1:4322"]
+
+
 async def test_an_address_that_the_host_gets_later_is_not_reached(bench: Bench, internet: Internet) -> None:
     await bench.attempts(OPEN, [("interfaces", "")])
     with inside(internet.outside, internet.host):
@@ -561,6 +696,42 @@ async def test_what_a_sandbox_had_open_is_of_no_use_to_the_next_with_its_address
             internet.visits.clear()
 
 
+async def test_one_sandbox_cannot_use_up_the_connections_of_all(
+    internet: Internet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firewall, "MOST_CONNECTIONS", 20)
+    async with networks(tmp_path) as made:
+        one = await made.attach("one", OPEN, "agent", print)
+        two = await made.attach("two", OPEN, "agent", print)
+        with inside(one.namespace, internet.host):
+            for number in range(60):
+                with contextlib.suppress(OSError):
+                    datagram(7100 + number, (PUBLIC, 9))
+        assert len(await visits(internet, 6004)) == 20
+        internet.visits.clear()
+        send(two.namespace, internet.host, lambda: datagram(7100, (PUBLIC, 9)))
+        assert await visits(internet, 6005) == [(PUBLIC, HOST)]
+        await made.detach("one")
+        await made.detach("two")
+
+
+async def test_connections_are_opened_at_a_rate(
+    internet: Internet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firewall, "CONNECTIONS_PER_SECOND", 1)
+    async with networks(tmp_path) as made:
+        one = await made.attach("one", OPEN, "agent", print)
+        refused = 0
+        with inside(one.namespace, internet.host):
+            for _ in range(50):
+                try:
+                    socket.create_connection((PUBLIC, 80), 5).close()
+                except OSError:
+                    refused += 1
+        assert 1 <= refused <= 45
+        await made.detach("one")
+
+
 async def test_forwarding_is_opened_for_nobody_else(internet: Internet, tmp_path: Path) -> None:
     def ask_the_lan() -> None:
         with inside(internet.outside, internet.host):
@@ -692,6 +863,8 @@ def test_a_project_has_a_policy(
         assert http.get("/egress").json() == {"mode": "open", "names": [], "private_ranges": []}
         assert fetched(http, "session-one", "http://allowed.example/") == f"you are {HOST}"
         assert fetched(http, "session-one", "SERVER/healthz") == '{"status":"healthy"}'
+        # By plain HTTP the server is on the host's loopback alone.
+        assert "failed" in fetched(http, "session-one", f"{str(http.base_url).partition('/api/')[0]}/healthz")
         listed = {"mode": "allow-list", "names": ["other.example"], "private_ranges": []}
         assert http.put("/egress", json=listed).json() == listed
         assert fetched(http, "session-one", "http://allowed.example/") == f"you are {HOST}"
