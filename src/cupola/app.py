@@ -8,6 +8,7 @@ import datetime
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -75,6 +76,7 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
     """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start."""
     folder = DataFolder(settings.data)
     tenant = folder.create()
+    _allow_open_files()
     choice = _choose_driver(settings)
     logger.info("sandboxes are made by the %s driver: %s", choice.driver, choice.reason)
     if choice.driver == "docker":
@@ -97,6 +99,13 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
             return OciDriver(_short(tenant), run_directory, folder.sandboxes, settings.oci_runtime or None, network)
 
         uvloop.run(_Server(settings, folder, tenant, oci).serve(on_ready))
+
+
+def _allow_open_files() -> None:
+    """Have as many files open as the system lets us: one sandbox takes a dozen, and some hundred more while it holds
+    connections to the platform. Many systems let a process begin with 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _choose_driver(settings: Settings) -> Choice:

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import runpy
 import shutil
 import socket
@@ -852,6 +853,40 @@ def fetched(http: httpx2.Client, session: str | None, url: str, *, tier: str = "
     assert f'tier;desc="{tier}' in answer.headers["server-timing"]
     text: str = answer.json()["output"][0]["content"][0]["text"]
     return text
+
+
+HOLD = """
+import os, socket, urllib.parse
+from cupola_agent import Agent
+agent = Agent()
+server = urllib.parse.urlsplit(os.environ["FOUNDRY_PROJECT_ENDPOINT"])
+held = []
+
+@agent.responses
+async def reply(input: str):
+    held.extend(socket.create_connection((server.hostname, server.port), 5) for _ in range(int(input)))
+    yield str(len(held))
+
+agent.run()
+"""
+
+
+def test_connections_to_the_platform_do_not_use_up_its_files(
+    start_platform: Callable[..., Platform], agent_image: Callable[[str, str], str]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        platform = start_platform(CUPOLA_EGRESS="none")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert platform.deploy("hold", agent_image("hold", HOLD))["status"] == "active"
+    with platform.http() as http:
+        for session in ("session-one", "session-two", "session-three"):
+            answer = http.post(
+                "/agents/hold/endpoint/protocols/openai/responses", json={"input": "100", "agent_session_id": session}
+            )
+            assert answer.json()["output"][0]["content"][0]["text"] == "100"
 
 
 def test_a_project_has_a_policy(

@@ -84,7 +84,7 @@ table {ROUTER_TABLE} {{
         oifname "{UPLINK}" masquerade
     }}
 }}
-"""
+"""  # noqa: S608
 
 
 def host_rules(table: str, interface: str, router: IPv4Address) -> str:
