@@ -68,6 +68,7 @@ logger = logging.getLogger(__name__)
 
 RUN_ROOT = Path("/run/cupola")
 SYSTEM_ROOTS = Path("/etc/ssl/certs/ca-certificates.crt")
+PRIORITY = -10
 DRAIN_DEADLINE = 10
 """Seconds that requests under way may take to finish after a stop was asked for."""
 
@@ -92,11 +93,20 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
             f"Sandboxes need mounts of their own, and the system refuses them ({error}). Run this as root, with "
             "CAP_SYS_ADMIN and outside of a chroot.",
         ) from error
+    _take_precedence()
     with folder.lock(), _run_directory(_short(tenant)) as run_directory:
 
         def oci(state: ServerState) -> Driver:
             network = NetworkSettings(state.https_port, IPv4Network(settings.sandbox_network), settings.dns_servers)
-            return OciDriver(_short(tenant), run_directory, folder.sandboxes, settings.oci_runtime or None, network)
+            return OciDriver(
+                _short(tenant),
+                run_directory,
+                folder.sandboxes,
+                settings.oci_runtime or None,
+                network,
+                session_disk=settings.session_disk,
+                disk_reserve=settings.disk_reserve,
+            )
 
         uvloop.run(_Server(settings, folder, tenant, oci).serve(on_ready))
 
@@ -120,6 +130,13 @@ def _docker_driver(settings: Settings, tenant: str) -> Driver:
     from cupola.sandbox.docker.driver import DockerDriver
 
     return DockerDriver(_short(tenant), settings.docker_socket)
+
+
+def _take_precedence() -> None:
+    """Go before sandboxes when there is not enough processor time. What is started from here has ordinary priority."""
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
 
 
 def _short(tenant: str) -> str:
