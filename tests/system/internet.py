@@ -139,8 +139,12 @@ class _Servers:
             for port, handler in ((80, self._http), (8080, self._http), (53, self._dns_stream), (853, self._http))
         ]
         transports = []
-        for port, answer in ((53, self._dns), (9, self._echo)):
-            opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for port, answer, protocol in ((53, self._dns, 0), (9, self._echo, 0), (9, self._echo, socket.IPPROTO_UDPLITE)):
+            try:
+                opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, protocol)
+            except OSError:
+                # A kernel without this protocol.
+                continue
             opened.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO: which of our addresses was meant
             opened.bind(("0.0.0.0", port))
             opened.setblocking(False)

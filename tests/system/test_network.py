@@ -25,8 +25,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from cupola.app import RUN_ROOT
 from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy, parse_egress
 from cupola.sandbox.base import MIB, SandboxError, SandboxSpec
+from cupola.sandbox.oci import linux
 from cupola.sandbox.oci.driver import OciDriver
 from cupola.sandbox.oci.network import firewall
 from cupola.sandbox.oci.network.namespace import get_option, set_option
@@ -62,8 +64,14 @@ def allow(*names: str, private_ranges: tuple[str, ...] = ()) -> EgressPolicy:
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[Internet]:
-    with small_internet() as found:
-        yield found
+    # The host of its own has a run directory of its own: a server of the machine's real network must not sweep there.
+    RUN_ROOT.mkdir(parents=True, exist_ok=True, mode=0o700)
+    linux.mount("tmpfs", str(RUN_ROOT), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=700")
+    try:
+        with small_internet() as found:
+            yield found
+    finally:
+        linux.unmount(str(RUN_ROOT))
 
 
 @pytest.fixture
@@ -722,14 +730,17 @@ async def test_connections_are_opened_at_a_rate(
     monkeypatch.setattr(firewall, "CONNECTIONS_PER_SECOND", 1)
     async with networks(tmp_path) as made:
         one = await made.attach("one", OPEN, "agent", print)
-        refused = 0
-        with inside(one.namespace, internet.host):
-            for _ in range(50):
-                try:
-                    socket.create_connection((PUBLIC, 80), 5).close()
-                except OSError:
-                    refused += 1
-        assert 1 <= refused <= 45
+        with contextlib.ExitStack() as opening:
+            with inside(one.namespace, internet.host):
+                for _ in range(40):
+                    connecting = opening.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+                    connecting.setblocking(False)
+                    connecting.connect_ex((PUBLIC, 80))
+            async with asyncio.timeout(5):
+                while not internet.visited(PUBLIC):
+                    await asyncio.sleep(0.005)
+            seen = await visits(internet, 6006)
+        assert 1 <= len(seen) <= 20
         await made.detach("one")
 
 
@@ -981,30 +992,61 @@ def test_nothing_is_left_after_a_kill(
     assert traces(platform.data) == []
 
 
-async def test_the_rules_are_what_holds(
-    internet: Internet, tmp_path: Path, spec: SandboxSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without them, and with everything else as it is, the attempts of the tests above succeed."""
+def without_rules_of_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = (
         'table ip router { chain out { type nat hook postrouting priority srcnat; oifname "uplink" masquerade; }; }'
     )
     monkeypatch.setattr(firewall, "router_rules", lambda sandboxes: nothing)
+    for name in ("add_sandbox", "remove_sandbox", "admit", "set_host_addresses"):
+        monkeypatch.setattr(firewall, name, lambda *_: "")
+
+
+def without_rules_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         firewall, "host_rules",
         lambda table, interface, router: f"table {table} {{ flags owner; chain out {{ type nat hook postrouting priority "
         f"srcnat; ip saddr {router} masquerade; }}; }}",
     )  # fmt: skip
-    for name in ("add_sandbox", "remove_sandbox", "admit", "set_host_addresses", "set_switched_on"):
-        monkeypatch.setattr(firewall, name, lambda *_: "")
+    monkeypatch.setattr(firewall, "set_switched_on", lambda *_: "")
+
+
+@pytest.mark.parametrize("weaken", [without_rules_of_the_router, without_rules_of_the_host], ids=["host", "router"])
+async def test_host_and_router_each_keep_sandboxes_from_the_host_alone(
+    internet: Internet,
+    tmp_path: Path,
+    spec: SandboxSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    weaken: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    weaken(monkeypatch)
+    async with opened(tmp_path, spec) as bench:
+        assert await bench.reached(OPEN, ("tcp", f"{PUBLIC}:80")) == [f"{PUBLIC}:80"]
+        with host_services() as came:
+            targets = [(kind, f"{known}:4321") for known in _host_addresses() for kind in ("tcp", "udp", "mapped")]
+            assert await bench.reached(OPEN, *targets) == []
+            assert came == []
+
+
+async def test_the_rules_are_what_holds(
+    internet: Internet, tmp_path: Path, spec: SandboxSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them, and with everything else as it is, the attempts of the tests above succeed."""
+    without_rules_of_the_router(monkeypatch)
+    without_rules_of_the_host(monkeypatch)
     async with opened(tmp_path, spec) as bench:
         address = await bench.serving(OPEN, "neighbour")
-        with host_services() as came:
+        router = IPv4Address(address) - 1
+        with contextlib.ExitStack() as stack:
+            came = stack.enter_context(host_services())
+            with inside(router_of(bench), internet.host):
+                at_the_router = stack.enter_context(host_services(4322))
             targets = [
                 ("tcp", f"{HOST}:4321"), ("mapped", f"{BRIDGE}:4321"), ("tcp", f"{LAN_HOST}:4321"),
+                ("tcp", f"{int(IPv4Address(HOST))}:4321"), ("tcp", f"{router}:4322"),
                 ("tcp", f"{address}:8088"), ("tcp", f"{LAN}:80"), ("tcp", f"{OTHER}:80"), ("udp", f"{DNS}:9"),
                 *(("tcp", f"{known}:80") for known in (*METADATA, *REMOTE_PRIVATE)),
                 ("tcp", "0xa9fea9fe:80"), ("http", f"http://{PUBLIC}/to/169.254.169.254"),
             ]  # fmt: skip
             outcomes = await bench.attempts(allow("allowed.example"), targets)
             assert [outcome for outcome in outcomes if "failed" in outcome] == []
-            assert len(came) == 3
+            assert (len(came), len(at_the_router)) == (4, 1)
