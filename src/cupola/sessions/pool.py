@@ -152,6 +152,16 @@ class WarmPool:
         for demand in list(self._demands.values()):
             if demand.version.agent.key == version.agent.key:
                 self.forget(demand.version.key)
+        self._want(version)
+
+    def renew(self, project: str) -> None:
+        """What was made ahead for a project's agents, or just is, is out of date: replace it."""
+        for demand in list(self._demands.values()):
+            if demand.version.agent.project == project:
+                self.forget(demand.version.key)
+                self._want(demand.version)
+
+    def _want(self, version: Version) -> None:
         wanted = self._demand(version)
         if wanted is not None:
             for shelf in wanted.shelves:
