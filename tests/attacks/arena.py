@@ -49,16 +49,18 @@ class Arena:
         canaries.update(secret=str(secret), other=str(other))
         programs = folder / "programs" / "attacks" / "tests" / "attacks" / "attempts"
         shutil.copytree(ATTACKS / "attempts", programs, ignore=shutil.ignore_patterns("__pycache__"))
-        self._make_layer(base)
-
-    def _make_layer(self, base: Path) -> None:
-        for name in LAYER_CHANGES:
-            file = self.places.layer / name / "file"
-            file.parent.mkdir(parents=True)
-            file.write_text(f"{name}: as it was\n")
+        self.restore_layer()
         python = self.places.layer / "python"
         shutil.copy((base / "usr/bin/python3").resolve(), python)
         python.chmod(0o4755)
+
+    def restore_layer(self) -> None:
+        """Have the layer's files as they were."""
+        for name in LAYER_CHANGES:
+            directory = self.places.layer / name
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            (directory / "file").write_text(f"{name}: as it was\n")
 
     def layer_file(self, name: str) -> object:
         """All that can be changed of a file of the layer; None when it is gone."""
@@ -86,7 +88,7 @@ class Arena:
     async def _run(self, driver: OciDriver, names: list[str]) -> dict[str, str]:
         session = self._folder / "sessions" / f"own-{self._number}"
         spec = SandboxSpec(
-            name="attacker", layers=self._layers, user="", working_directory="/", cpu=1.0, memory=384 * MIB,
+            name="attacker", layers=self._layers, user="", working_directory="/", cpu=1.0, memory=192 * MIB,
             arguments=("python3", "-B", "-m", "tests.attacks.attempts.run"),
             environment=(
                 ("PATH", "/usr/bin:/bin"), ("PYTHONPATH", "/attacks"),

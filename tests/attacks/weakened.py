@@ -39,7 +39,7 @@ def _weaken(config: dict[str, Any], wall: Wall, places: HostPlaces) -> None:
         case Wall.NO_NEW_PRIVILEGES:
             process["noNewPrivileges"] = False
         case Wall.NOSUID | Wall.NODEV:
-            for mount in (mounts["/files"], mounts["/home/session"]):
+            for mount in (mounts["/."], mounts["/files"], mounts["/home/session"]):
                 mount["options"].remove(str(wall))
         case Wall.DEVICES:
             linux["resources"]["devices"] = [{"allow": True, "access": "rwm"}]

@@ -10,7 +10,7 @@ import struct
 from functools import partial
 from pathlib import Path
 
-from tests.attacks.attempts.registry import Wall, add, attempt, host, refuse
+from tests.attacks.attempts.registry import Impossible, Wall, add, attempt, host, refuse
 
 SIOCSIFADDR, SIOCSIFFLAGS, SIOCBRADDBR = 0x8916, 0x8914, 0x89A0
 
@@ -76,10 +76,10 @@ def take_a_port_of_the_host() -> None:
 @attempt(Wall.NETWORK)
 def list_host_interfaces() -> None:
     """List the host's interfaces."""
-    if [name for _, name in socket.if_nameindex()] != host("interfaces").split():
-        refuse("it sees others")
-    if host("interfaces") == "lo" and str(port()) not in _listening():
-        refuse("it sees others")
+    if host("interfaces") == "lo":
+        raise Impossible("the host has loopback only, as a sandbox has")
+    if len(socket.if_nameindex()) == 1:
+        refuse("it has loopback only")
 
 
 @attempt(Wall.NETWORK)
@@ -87,12 +87,6 @@ def list_host_connections() -> None:
     """List the host's connections."""
     if f"{port():04X}" not in Path("/proc/net/tcp").read_text():
         refuse("the host's are not among them")
-
-
-def _listening() -> str:
-    return " ".join(
-        str(int(line.split()[1].rpartition(":")[2], 16)) for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-    )
 
 
 for _name, _address in (

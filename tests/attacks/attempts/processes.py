@@ -135,8 +135,6 @@ for _name, _tries, _run in (
     ("signal_host_process", "send a signal to a process of the host", _signal),
     ("signal_host_process_by_descriptor", "send it a signal by pidfd", _signal_by_descriptor),
     ("queue_signal_to_host_process", "send it a signal with a value", _queue_signal),
-    ("slow_host_process_down", "lower the priority of a process of the host", _slow_down),
-    ("pin_host_process", "bind a process of the host to one processor", _move_to_one_processor),
 ):
     add(_name, _tries, _run, Wall.PID)
 
@@ -164,6 +162,8 @@ def _host_descriptors() -> None:
 
 
 for _name, _tries, _run in (
+    ("slow_host_process_down", "lower the priority of a process of the host", _slow_down),
+    ("pin_host_process", "bind a process of the host to one processor", _move_to_one_processor),
     ("read_host_environment", "read the environment of a process of the host", _host_environment),
     ("walk_host_root", "go through the root of a process of the host", _host_root),
     ("open_host_memory", "open the memory of a process of the host", _host_memory),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import select
+import signal
+import socket
+import time
 from pathlib import Path
 
 from tests.attacks.attempts.registry import Wall, attempt, host, refuse
 
 MIB = 1 << 20
-MEMORY = 448 * MIB
+MEMORY = 256 * MIB
 """More than the sandbox may have."""
 
 
@@ -55,7 +59,6 @@ def much_memory() -> None:
 @attempt(Wall.MEMORY_LIMIT)
 def much_memory_in_children() -> None:
     """Use more memory than the limit, each process a little."""
-    import signal
 
     children = []
     for _ in range(6):
@@ -64,7 +67,6 @@ def much_memory_in_children() -> None:
             _fill(MEMORY // 6, mmap.mmap(-1, MEMORY // 6).write)
             signal.pause()
         children.append(child)
-    import time
 
     time.sleep(1)
     for child in children:
@@ -96,23 +98,19 @@ def much_shared_memory() -> None:
 
 
 @attempt(Wall.MEMORY_LIMIT)
-def much_in_pipes() -> None:
-    """Keep memory in pipes that nobody reads."""
-    held = []
-    for _ in range(MEMORY // MIB):
-        reading, writing = os.pipe()
-        held.append(reading)
-        import fcntl
-
-        os.set_blocking(writing, False)
+def much_in_sockets() -> None:
+    """Keep memory in sockets that nobody reads."""
+    held, size = [], 0
+    while size < MEMORY:
+        pair = socket.socketpair()
+        held.append(pair)
+        pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        pair[0].setblocking(False)
         try:
-            size = fcntl.fcntl(writing, 1031, MIB)
-        except PermissionError:
-            size = 65536
-        os.write(writing, bytes(size))
-        if len(held) * size > MEMORY:
-            return
-    refuse("pipes do not hold as much")
+            while True:
+                size += pair[0].send(bytes(64 * 1024))
+        except BlockingIOError:
+            continue
 
 
 def _fill_file(path: str, size: int) -> None:
@@ -146,7 +144,6 @@ def many_open_files() -> None:
 @attempt(Wall.OPEN_FILES)
 def many_sockets() -> None:
     """Have more sockets open than the limit."""
-    import socket
 
     held = [socket.socketpair() for _ in range(_beyond_open_files() // 2)]
     del held
@@ -155,7 +152,6 @@ def many_sockets() -> None:
 @attempt(Wall.OPEN_FILES)
 def many_event_queues() -> None:
     """Have more event queues open than the limit."""
-    import select
 
     held = [select.epoll() for _ in range(_beyond_open_files())]
     del held
