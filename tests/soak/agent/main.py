@@ -1,0 +1,95 @@
+"""Answers with its session's id and the caller's nonce, by way of a child process that may be killed, and keeps files."""
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from cupola_agent import Agent
+
+agent = Agent()
+PLACES = {"home": Path.home() / "soak", "files": Path("/files/soak")}
+
+
+class Child:
+    """A process that repeats lines; a new one takes the place of one that was killed."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+
+    async def repeat(self, line: str) -> str:
+        async with self._turn:
+            while True:
+                if self._process is None:
+                    pipe = asyncio.subprocess.PIPE
+                    self._process = await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=pipe)
+                said = await self._ask(self._process, line)
+                if said:
+                    return said
+                await self._process.wait()
+                self._process = None
+
+    async def _ask(self, process: asyncio.subprocess.Process, line: str) -> str:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(line.encode() + b"\n")
+            await process.stdin.drain()
+            return (await process.stdout.readline()).decode().strip()
+        except ConnectionError:
+            return ""
+
+
+child = Child()
+
+
+@agent.responses
+async def reply(input: str) -> AsyncIterator[str]:  # noqa: A002
+    order = json.loads(input)
+    stamp = {"session": os.environ["FOUNDRY_AGENT_SESSION_ID"], "nonce": order["nonce"]}
+    for number in range(order.get("pieces", 0)):
+        yield json.dumps({**stamp, "number": number}) + "\n"
+        await asyncio.sleep(order["pause"])
+    result = await asyncio.to_thread(DEEDS[order["do"]], order)
+    yield await child.repeat(json.dumps({**stamp, "result": result}))
+
+
+def count(_: dict[str, Any]) -> int:
+    """One more than the last time; the number outlives the process."""
+    file = Path.home() / "count"
+    number = int(file.read_text()) + 1 if file.exists() else 1
+    partial = file.with_name("count.new")
+    partial.write_text(str(number))
+    partial.replace(file)
+    return number
+
+
+def write(order: dict[str, Any]) -> None:
+    directory = PLACES[order["place"]]
+    directory.mkdir(exist_ok=True)
+    content = hashlib.shake_256(order["content"].encode()).digest(order["size"])
+    (directory / order["name"]).write_bytes(content)
+
+
+def remove(order: dict[str, Any]) -> None:
+    (PLACES[order["place"]] / order["name"]).unlink(missing_ok=True)
+
+
+def hashes(_: dict[str, Any]) -> dict[str, str]:
+    """The sha256 of each file by its place and name."""
+    return {
+        f"{place}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for place, directory in PLACES.items()
+        if directory.exists()
+        for path in directory.iterdir()
+    }
+
+
+DEEDS = {"nothing": lambda _: None, "count": count, "write": write, "remove": remove, "hashes": hashes}
+
+if __name__ == "__main__":
+    agent.run()
