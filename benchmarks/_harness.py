@@ -57,10 +57,8 @@ def report(title: str, rows: Sequence[Row], reference: str, goals: Sequence[Goal
     base = next(row for row in rows if row.name == reference)
     width = max(len(row.name) for row in rows)
     print(f"\n{title}\n")
-    print(
-        f"{'':{width}}  {'n':>4}  {'p50 ms':>8}  {'p95 ms':>8}  {'p99 ms':>8}  {'min ms':>8}  "
-        f"{'p50 / ' + reference:>20}  {'added ms':>9}"
-    )
+    columns = "  ".join(f"{name + ' ms':>8}" for name in ("p50", "p95", "p99", "min"))
+    print(f"{'':{width}}  {'n':>4}  {columns}  {'p50 / ' + reference:>20}  {'added ms':>9}")
     for row in rows:
         ratio, added = row.p50 / base.p50, row.p50 - base.p50
         print(

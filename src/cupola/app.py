@@ -24,10 +24,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cupola.api.agents import AgentsApi
 from cupola.api.egress import EgressApi
+from cupola.api.files import FilesApi
 from cupola.api.http import Errors, RequestIds
 from cupola.api.logs import LogsApi
 from cupola.api.metrics import MetricsApi
 from cupola.api.projects import DEFAULT_PROJECT, Project
+from cupola.api.session_lookup import SessionLookup
 from cupola.api.sessions import SessionsApi
 from cupola.api.tokens import TokensApi
 from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy
@@ -64,6 +66,7 @@ logger = logging.getLogger(__name__)
 
 RUN_ROOT = Path("/run/cupola")
 SYSTEM_ROOTS = Path("/etc/ssl/certs/ca-certificates.crt")
+PRIORITY = -10
 DRAIN_DEADLINE = 10
 """Seconds that requests under way may take to finish after a stop was asked for."""
 
@@ -87,11 +90,20 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
             f"Sandboxes need mounts of their own, and the system refuses them ({error}). Run this as root, with "
             "CAP_SYS_ADMIN and outside of a chroot.",
         ) from error
+    _take_precedence()
     with folder.lock(), _run_directory(_short(tenant)) as run_directory:
 
         def oci(state: ServerState) -> Driver:
             network = NetworkSettings(state.https_port, IPv4Network(settings.sandbox_network), settings.dns_servers)
-            return OciDriver(_short(tenant), run_directory, folder.sandboxes, settings.oci_runtime or None, network)
+            return OciDriver(
+                _short(tenant),
+                run_directory,
+                folder.sandboxes,
+                settings.oci_runtime or None,
+                network,
+                session_disk=settings.session_disk,
+                disk_reserve=settings.disk_reserve,
+            )
 
         uvloop.run(_Server(settings, folder, tenant, oci).serve(on_ready))
 
@@ -108,6 +120,13 @@ def _docker_driver(settings: Settings, tenant: str) -> Driver:
     from cupola.sandbox.docker.driver import DockerDriver
 
     return DockerDriver(_short(tenant), settings.docker_socket)
+
+
+def _take_precedence() -> None:
+    """Go before sandboxes when there is not enough processor time. What is started from here has ordinary priority."""
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
 
 
 def _short(tenant: str) -> str:
@@ -237,13 +256,15 @@ class _Server:
             manager.version_activated,
         )
         agents_api = AgentsApi(database, images, provisioner, manager, local_images=settings.local_images)
+        lookup = SessionLookup(database)
         gateway = Gateway(database, manager, settings.max_request_body)
         projects = await database.read(principals.project_names)
         routes = [
             *agents_api.routes(),
-            *SessionsApi(database, manager).routes(),
+            *SessionsApi(lookup, database, manager).routes(),
             *egress_api.routes(),
-            *LogsApi(database, manager).routes(),
+            *FilesApi(lookup, self._folder.sessions).routes(),
+            *LogsApi(lookup, manager).routes(),
             *gateway.routes(),
         ]
         app = _application(Project(projects, routes), TokensApi(database, tokens), MetricsApi(manager), tokens)

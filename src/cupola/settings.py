@@ -56,6 +56,13 @@ class Settings:
     max_sandbox_memory: int = setting(0, "most memory that the limits of all sandboxes may add up to; 0 for no limit")
     sandbox_queue: int = setting(100, "most requests that wait for a sandbox when the server is full")
     sandbox_queue_timeout: float = setting(30.0, "how long such a request waits before it is refused")
+    session_disk: int = setting(
+        10 * 1024**3,
+        "what a session may keep on the disk, in its writable layer, $HOME and /files together; 0 is no limit",
+    )
+    disk_reserve: int = setting(
+        1024**3, "free space of the disk at which sandboxes that go on writing are stopped; 0 is none"
+    )
     max_request_body: int = setting(32 * 1024**2, "largest body of a request")
     provisioning_concurrency: int = setting(2, "versions that are pulled and tried at once")
     local_images: bool = setting(

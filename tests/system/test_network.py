@@ -374,7 +374,7 @@ async def test_a_name_that_changes_its_address_leads_nowhere_else(bench: Bench, 
     answers = iter([[PUBLIC], ["10.1.2.3"], ["169.254.169.254"], [HOST]])
 
     class Changing(dict[str, list[str]]):
-        def get(self, name: str, default: object = None) -> list[str]:  # type: ignore[override]
+        def get(self, name: str, default: object = None) -> list[str]:
             return next(answers, [HOST]) if name == "turning.example" else []
 
     internet.zone = Changing()
@@ -406,7 +406,7 @@ async def test_no_question_about_a_denied_name_leaves(bench: Bench, internet: In
             # It still works afterwards.
             [("name", "localhost")],
         )
-        assert [asked for asked in internet.questions if "allowed.example 1" != asked] == []
+        assert [asked for asked in internet.questions if asked != "allowed.example 1"] == []
     assert bench.told
     assert all(line.isprintable() for line in "".join(bench.told).splitlines())
 

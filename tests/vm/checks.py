@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import stat
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from cupola.sandbox.base import MIB, Driver, Exit, Sandbox, SandboxError, SandboxSpec
+from cupola.sandbox.oci import linux
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies
-from cupola.sandbox.oci.driver import OciSandbox
+from cupola.sandbox.oci.driver import OciDriver, OciSandbox
 from cupola.sandbox.oci.runtime_config import PIDS_LIMIT
 
 PROJECT = Path(__file__).parents[2]
@@ -26,6 +29,7 @@ INSTALLATION = "vm"
 GROUP = f"cupola-{INSTALLATION}"
 
 MEMORY = 256 * MIB
+QUOTA = 8 * MIB
 PATIENCE = 30.0
 ROUNDS = 50
 
@@ -181,7 +185,33 @@ async def failed_start(driver: Driver) -> None:
     assert "entry point cannot be executed" in message, message
 
 
+async def disk_quota(_: Driver) -> None:
+    """A file system with project quotas holds sandboxes to the limit, and no sandbox can leave its project."""
+    disk = WORK / "disk"
+    disk.mkdir()
+    mount = ["busybox", "mount", "-o", "loop,prjquota", str(PROJECT / "disk.img"), str(disk)]
+    await asyncio.to_thread(lambda: subprocess.run(mount, check=True))
+    driver = OciDriver("vmdisk", WORK / "run" / "vmdisk", disk / "data", session_disk=QUOTA)
+    await driver.open()
+    try:
+        home, files = disk / "session" / "home", disk / "session" / "files"
+        for _start in range(2):
+            printed = bytearray()
+            specification = replace(specify("fill"), home=home, files=files)
+            await driver.start(specification, lambda _, data, printed=printed: printed.extend(data))  # type: ignore[misc]
+            await until(lambda printed=printed: b"END\n" in printed)  # type: ignore[misc]
+            places = [f"{place} EDQUOT" for place in ("/root", "/home/session", "/files") for _attempt in range(3)]
+            same(printed.decode().splitlines(), [*places, "leave EPERM", "inherit EPERM", "moved done", "END"])
+            await driver.stop(specification.name, 0)
+        same(await driver.names(), frozenset())
+    finally:
+        await driver.close()
+        linux.unmount(str(disk))
+        shutil.rmtree(WORK / "run" / "vmdisk")
+        disk.rmdir()
+
+
 CHECKS = (
     reachable, limits_are_set, cpu_quota, memory_limit, pids_limit, devices, sigterm, sigkill_after_grace,
-    failed_start, vanishing_groups,
+    failed_start, vanishing_groups, disk_quota,
 )  # fmt: skip

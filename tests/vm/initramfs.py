@@ -16,8 +16,8 @@ LEFT_OUT = ("usr/share", "usr/lib/ssl", "var")
 SOURCES = ("src/cupola", "tests/system/contract_programs", "tests/vm")
 
 
-def build_initramfs(project: Path, modules: list[Path], target: Path) -> None:
-    """Write the archive of `project`, with the kernel modules given, to `target`. Raises BuildError."""
+def build_initramfs(project: Path, modules: list[Path], disk: Path, target: Path) -> None:
+    """Write the archive of `project`, with the kernel modules and the image of a disk, to `target`. Raises BuildError."""
     archive = Archive()
     archive.add_tree(build_base(project / ".cache/images"), Path())
     archive.add_directory(Path("cupola"))
@@ -28,6 +28,7 @@ def build_initramfs(project: Path, modules: list[Path], target: Path) -> None:
         if module.suffix == ".xz":
             content = lzma.decompress(content)
         archive.add_file(Path("modules") / module.name.removesuffix(".xz"), content, 0o644)
+    archive.add_file(Path("cupola/disk.img"), disk.read_bytes(), 0o644)
     for file in _runtime_files():
         archive.add_file(file.relative_to("/"), file.read_bytes(), 0o755)
     archive.add_file(Path("init"), (project / "tests/vm/init.sh").read_bytes(), 0o755)

@@ -27,6 +27,8 @@ CACHE = PROJECT / ".cache/vm"
 QEMU = "qemu-system-x86_64"
 KERNEL = "linux-image-cloud-amd64"
 PARAMETERS = {"v1": "", "v2": "cgroup_no_v1=all"}
+MODULES = ("overlay", "loop", "quota_tree", "quota_v2")
+DISK_SIZE = 64 * 1024 * 1024
 DEADLINE = 180.0
 """Seconds one machine may take."""
 
@@ -44,9 +46,9 @@ def main() -> int:
             install_qemu()
         if shutil.which(QEMU) is None:
             raise BuildError(f"no {QEMU}: run this with --install (on Debian: apt install qemu-system-x86)")
-        kernel, overlay = fetch_kernel()
+        kernel, modules = fetch_kernel()
         initramfs = CACHE / "initramfs.cpio.gz"
-        build_initramfs(PROJECT, [overlay], initramfs)
+        build_initramfs(PROJECT, modules, make_disk(), initramfs)
     except BuildError as error:
         print(f"tests/vm: {error}", file=sys.stderr)
         return 1
@@ -62,15 +64,25 @@ def install_qemu() -> None:
     run([*as_root, "env", "DEBIAN_FRONTEND=noninteractive", *install])
 
 
-def fetch_kernel() -> tuple[Path, Path]:
-    """The kernel and its overlay module, of the newest package that apt knows; it is not installed."""
+def make_disk() -> Path:
+    """The image of a file system with project quotas."""
+    image = CACHE / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(DISK_SIZE)
+    features = ["-O", "quota,project,^has_journal", "-E", "quotatype=prjquota"]
+    run(["mkfs.ext4", "-q", "-F", *features, image])
+    return image
+
+
+def fetch_kernel() -> tuple[Path, list[Path]]:
+    """The kernel and the modules needed, of the newest package that apt knows; it is not installed."""
     try:
         depends = run(["apt-cache", "depends", KERNEL]).decode().split()
         package = next(word for word in depends if word.startswith("linux-image-") and word != KERNEL)
         unpacked = once(CACHE / package, lambda folder: _unpack(package, folder))
     except (BuildError, StopIteration) as error:
         raise BuildError(f"no {KERNEL} from apt, maybe before an apt-get update. {error}") from error
-    return next(unpacked.glob("boot/vmlinuz-*")), next(unpacked.rglob("overlay.ko*"))
+    return next(unpacked.glob("boot/vmlinuz-*")), [next(unpacked.rglob(f"{name}.ko*")) for name in MODULES]
 
 
 def _unpack(package: str, folder: Path) -> None:

@@ -131,6 +131,16 @@ async def json_object(request: Request) -> dict[str, Any]:
     return value
 
 
+def limit_and_order(query: Mapping[str, str], usual: Literal["asc", "desc"]) -> tuple[int, Literal["asc", "desc"]]:
+    """`limit` and `order` of a list call; `usual` is the order when there is none. Raises CupolaError (400)."""
+    limit_text, order_text = query.get("limit", "20"), query.get("order", usual)
+    if not re.fullmatch("[0-9]{1,3}", limit_text) or not 1 <= int(limit_text) <= 100:
+        raise CupolaError("bad_request", "limit: expected a whole number from 1 to 100.", param="limit")
+    if order_text not in ("asc", "desc"):
+        raise CupolaError("bad_request", "order: expected asc or desc.", param="order")
+    return int(limit_text), "asc" if order_text == "asc" else "desc"
+
+
 async def page_request(
     query: Mapping[str, str], key_of: Callable[[str], Awaitable[int | None]], allowed: Iterable[str] = ()
 ) -> PageRequest:
@@ -138,12 +148,7 @@ async def page_request(
 
     Raises CupolaError (400).
     """
-    limit_text, order_text = query.get("limit", "20"), query.get("order", "desc")
-    if not re.fullmatch("[0-9]{1,3}", limit_text) or not 1 <= int(limit_text) <= 100:
-        raise CupolaError("bad_request", "limit: expected a whole number from 1 to 100.", param="limit")
-    if order_text not in ("asc", "desc"):
-        raise CupolaError("bad_request", "order: expected asc or desc.", param="order")
-    order: Literal["asc", "desc"] = "asc" if order_text == "asc" else "desc"
+    limit, order = limit_and_order(query, "desc")
     cursors: dict[str, int | None] = {}
     for name in ("after", "before"):
         cursors[name] = None
@@ -151,7 +156,7 @@ async def page_request(
             cursors[name] = await key_of(query[name])
             if cursors[name] is None:
                 raise CupolaError("bad_request", f"{name}: no item has the id {query[name][:128]!r}.", param=name)
-    return PageRequest(int(limit_text), order, cursors["after"], cursors["before"])
+    return PageRequest(limit, order, cursors["after"], cursors["before"])
 
 
 def page_body(page: Page[Item], show: Callable[[Item], dict[str, Any]], id_of: Callable[[Item], str]) -> dict[str, Any]:

@@ -6,31 +6,32 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 
-from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from cupola.api.http import caller
-from cupola.domain.errors import CupolaError, not_found
+from cupola.api.session_lookup import SessionLookup
+from cupola.domain.errors import CupolaError
 from cupola.domain.session import Session
 from cupola.sessions.manager import SessionManager
-from cupola.storage import agents, sessions
-from cupola.storage.database import Database
-from cupola.telemetry.output import read_entries
+from cupola.telemetry.output import is_status, read_entries, status_entry
 
-NEWEST = "@newest"
-"""Stands for the id of the session that was made last."""
 DEFAULT_TAIL, MAXIMUM_TAIL = 100, 300
-STREAM_LIMIT = 30 * 60
+KINDS = ("console", "system")
+"""`console` is everything, `system` only what the platform itself says."""
+STREAM_LIMIT = 30 * 60.0
 """Seconds after which a log stream ends; clients connect again."""
+QUIET_NOTICE = 60.0
+"""Seconds without an entry after which a stream says so."""
+QUIET_LIMIT = 120.0
+"""Seconds without an entry after which a stream ends."""
 
 
 class LogsApi:
     """GET …:logstream."""
 
-    def __init__(self, database: Database, manager: SessionManager) -> None:
-        self._database = database
+    def __init__(self, lookup: SessionLookup, manager: SessionManager) -> None:
+        self._lookup = lookup
         self._manager = manager
 
     def routes(self) -> list[Route]:
@@ -42,58 +43,60 @@ class LogsApi:
 
     async def stream(self, request: Request) -> Response:
         """Server-sent events: the last `tail` entries, then new ones while the session runs, unless `follow=false`."""
-        session = await self._session(request)
+        session = await self._lookup.find_or_newest(request)
         tail = request.query_params.get("tail", str(DEFAULT_TAIL))
         if not re.fullmatch("[0-9]{1,3}", tail) or int(tail) > MAXIMUM_TAIL:
             raise CupolaError("bad_request", f"tail: expected a whole number up to {MAXIMUM_TAIL}.", param="tail")
+        kind = request.query_params.get("kind", "console")
+        if kind not in KINDS:
+            raise CupolaError("bad_request", f"kind: expected {' or '.join(KINDS)}.", param="kind")
         follow = request.query_params.get("follow", "true").lower() != "false"
         return StreamingResponse(
-            self._frames(session, int(tail), follow),
+            self._frames(session, int(tail), follow, kind == "system"),
             media_type="text/event-stream",
             headers={"cache-control": "no-cache"},
         )
 
-    async def _frames(self, session: Session, tail: int, follow: bool) -> AsyncGenerator[str]:
+    async def _frames(self, session: Session, tail: int, follow: bool, only_status: bool) -> AsyncGenerator[str]:
+        directory = self._manager.log_directory(session)
+        if not follow:
+            for entry in await asyncio.to_thread(read_entries, directory, tail, only_status):
+                yield _frame(entry)
+            return
         # Following starts before the files are read, so that nothing written in between is missed; an entry may come twice
         # only if it was written in that moment, and is then recognised.
-        following = self._manager.follow_log(session) if follow else None
-        first = asyncio.ensure_future(anext(following)) if following is not None else None
+        following = self._manager.follow_log(session)
+        coming = asyncio.ensure_future(anext(following, None))
         try:
             await asyncio.sleep(0)
-            entries = await asyncio.to_thread(read_entries, self._manager.log_directory(session), tail)
-            for entry in entries:
-                yield f"event: log\ndata: {entry}\n\n"
-            if following is None or first is None:
-                return
-            known = set(entries)
-            async with asyncio.timeout(STREAM_LIMIT):
-                entry = await first
-                if entry not in known:
-                    yield f"event: log\ndata: {entry}\n\n"
-                async for entry in following:
-                    yield f"event: log\ndata: {entry}\n\n"
-        except (StopAsyncIteration, TimeoutError):
-            return
+            known = await asyncio.to_thread(read_entries, directory, tail, only_status)
+            for entry in known:
+                yield _frame(entry)
+            clock = asyncio.get_running_loop().time
+            end, quiet_since, noticed = clock() + STREAM_LIMIT, clock(), False
+            while clock() < end:
+                until = min(end, quiet_since + (QUIET_LIMIT if noticed else QUIET_NOTICE))
+                await asyncio.wait([coming], timeout=max(0.0, until - clock()))
+                if coming.done():
+                    new = coming.result()
+                    if new is None:
+                        return
+                    coming = asyncio.ensure_future(anext(following, None))
+                    if new in known or (only_status and not is_status(new)):
+                        continue
+                    known, noticed = [], False
+                    yield _frame(new)
+                    quiet_since = clock()
+                elif noticed:
+                    return
+                else:
+                    noticed = True
+                    yield _frame(status_entry(f"No logs since last {QUIET_NOTICE:g} seconds"))
         finally:
-            if first is not None and following is not None:
-                first.cancel()
-                await asyncio.gather(first, return_exceptions=True)
-                await following.aclose()
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+            await following.aclose()
 
-    async def _session(self, request: Request) -> Session:
-        path = request.path_params
-        wanted = path["session"]
 
-        def read(connection: Connection) -> Session | None:
-            agent = agents.require_agent(connection, path["project"], path["name"])
-            if wanted == NEWEST:
-                return sessions.newest_session(connection, agent.key)
-            return sessions.find_session(connection, agent.key, wanted)
-
-        session = await self._database.read(read)
-        if session is None or (session.owner != caller(request).id and not caller(request).administrator):
-            if wanted == NEWEST:
-                text = f"Agent {path['name']} has no session yet; `cupola versions show` tells how its deployment went."
-                raise CupolaError("session_not_found", text, status=404)
-            raise not_found(f"Session {wanted[:128]}", "session_not_found")
-        return session
+def _frame(entry: str) -> str:
+    return f"event: log\ndata: {entry}\n\n"

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cupola.api.http import caller, json_object, page_body, page_request
-from cupola.domain.errors import CupolaError, not_found
+from cupola.api.http import json_object, page_body, page_request
+from cupola.api.session_lookup import SessionLookup, session_caller
+from cupola.domain.errors import CupolaError
 from cupola.domain.session import Session, check_session_id
-from cupola.domain.version import Agent
 from cupola.sessions.manager import SessionManager
 from cupola.storage import agents, sessions
 from cupola.storage.database import Database
@@ -23,7 +23,8 @@ from cupola.storage.paging import Page
 class SessionsApi:
     """The routes below `/agents/{name}/endpoint/sessions`."""
 
-    def __init__(self, database: Database, manager: SessionManager) -> None:
+    def __init__(self, lookup: SessionLookup, database: Database, manager: SessionManager) -> None:
+        self._lookup = lookup
         self._database = database
         self._manager = manager
 
@@ -47,9 +48,10 @@ class SessionsApi:
         number = _version_number(body.get("version_indicator"))
         given = body.get("agent_session_id")
         session_id = None if given is None else check_session_id(given)
-        agent = await self._agent(request)
+        owner = session_caller(request)
+        agent = await self._lookup.agent(request)
         try:
-            session, version = await self._manager.create(agent, session_id, number, caller(request))
+            session, version = await self._manager.create(agent, session_id, number, owner)
         except IntegrityError as error:
             text = f"Agent {agent.name} has a session {session_id} already; choose another id or none."
             raise CupolaError("session_already_exists", text, status=409) from error
@@ -57,11 +59,13 @@ class SessionsApi:
 
     async def list(self, request: Request) -> Response:
         """GET: the caller's sessions, newest first unless `order=asc`; administrators see everybody's."""
-        agent = await self._agent(request)
-        principal = caller(request)
+        principal = session_caller(request)
+        agent = await self._lookup.agent(request)
 
         async def key_of(session_id: str) -> int | None:
-            found = await self._find(agent, session_id)
+            found = await self._database.read(
+                lambda connection: sessions.find_session(connection, agent.key, session_id)
+            )
             return None if found is None else found.key
 
         wanted = await page_request(request.query_params, key_of)
@@ -78,7 +82,7 @@ class SessionsApi:
 
     async def get(self, request: Request) -> Response:
         """GET /{session}."""
-        session = await self._session(request)
+        session = await self._lookup.find(request)
         numbers = await self._database.read(
             lambda connection: agents.version_numbers(connection, {session.version_key})
         )
@@ -86,32 +90,19 @@ class SessionsApi:
 
     async def stop(self, request: Request) -> Response:
         """POST /{session}:stop: as if it had been idle for long. 204, also when it has no sandbox."""
-        await self._manager.stop_session(await self._session(request))
+        await self._manager.stop_session(await self._lookup.find(request))
         return Response(status_code=204)
 
     async def delete(self, request: Request) -> Response:
         """DELETE /{session}: with its sandbox, files and logs. 204, also when there is no such session."""
-        agent = await self._agent(request)
-        session = await self._find(agent, request.path_params["session"])
-        if session is not None:
-            _require_owner(session, request)
+        try:
+            session = await self._lookup.find(request)
+        except CupolaError as error:
+            if error.code != "session_not_found":
+                raise
+        else:
             await self._manager.delete(session)
         return Response(status_code=204)
-
-    async def _agent(self, request: Request) -> Agent:
-        project, name = request.path_params["project"], request.path_params["name"]
-        return await self._database.read(lambda connection: agents.require_agent(connection, project, name))
-
-    async def _find(self, agent: Agent, session_id: str) -> Session | None:
-        return await self._database.read(lambda connection: sessions.find_session(connection, agent.key, session_id))
-
-    async def _session(self, request: Request) -> Session:
-        wanted = request.path_params["session"]
-        session = await self._find(await self._agent(request), wanted)
-        if session is None:
-            raise not_found(f"Session {wanted[:128]}", "session_not_found")
-        _require_owner(session, request)
-        return session
 
     def _object(self, session: Session, version: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -126,13 +117,6 @@ class SessionsApi:
         if session.stopped_at is not None:
             body["stopped_at"] = session.stopped_at
         return body
-
-
-def _require_owner(session: Session, request: Request) -> None:
-    """The session of somebody else looks as one that does not exist. Raises CupolaError (404)."""
-    principal = caller(request)
-    if session.owner != principal.id and not principal.administrator:
-        raise not_found(f"Session {session.id}", "session_not_found")
 
 
 def _version_number(indicator: object) -> int | None:

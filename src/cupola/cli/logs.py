@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,9 @@ from cupola.cli.versions import printable
 from cupola.domain.errors import CupolaError
 from cupola.installation import DataFolder
 from cupola.settings import load
+
+QUIET_NOTICE = "No logs since"
+"""How the notice begins that a log stream gives before it ends because nothing came."""
 
 
 def logs(
@@ -45,11 +49,28 @@ def logs(
         return
     path = f"/agents/{agent}/sessions/{session or '@newest'}:logstream"
     query = {"tail": str(tail), "follow": str(follow).lower()}
-    with connect(data) as client, client.stream_lines(path, query) as lines:
-        for line in lines:
-            if line.startswith("data: "):
-                entry = json.loads(line.removeprefix("data: "))
-                print(f"{entry['timestamp']} {entry['stream']:<6} {printable(entry['message'])}", flush=True)
+    since = ""
+    with connect(data) as client:
+        while True:
+            last = {"timestamp": since, "stream": "", "message": ""}
+            with client.stream_lines(path, query) as lines:
+                for entry in _entries(lines, since):
+                    print(f"{entry['timestamp']} {entry['stream']:<6} {printable(entry['message'])}", flush=True)
+                    last = entry
+            if not (last["stream"] == "status" and last["message"].startswith(QUIET_NOTICE)):
+                return
+            # The server ends a stream that stays quiet: ask for what came after its notice.
+            since = last["timestamp"]
+            query["tail"] = "300"
+
+
+def _entries(lines: Iterator[str], since: str) -> Iterator[dict[str, str]]:
+    """The entries of a log stream that are later than a time."""
+    for line in lines:
+        if line.startswith("data: "):
+            entry = json.loads(line.removeprefix("data: "))
+            if entry["timestamp"] > since:
+                yield entry
 
 
 def _server_log(data: Path | None, tail: int, follow: bool) -> None:

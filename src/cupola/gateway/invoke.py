@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +24,7 @@ from cupola.domain.version import Version
 from cupola.gateway import headers
 from cupola.gateway.background import until_complete
 from cupola.gateway.timing import Timing
+from cupola.identity.delegation import IDENTITY_HEADER, effective_caller
 from cupola.sandbox.http import AgentConnectionError, AgentUnreachable, Response
 from cupola.sessions.launcher import RunningAgent
 from cupola.sessions.manager import SessionManager
@@ -115,7 +117,8 @@ class Gateway:
     async def _session(self, scope: Scope, target: _Target, protocol: str) -> tuple[Session, Version]:
         project = scope["path_params"]["project"]
         agent = await self._database.read(lambda connection: agents.require_agent(connection, project, target.agent))
-        session, version = await self._manager.resolve(agent, target.session_id, target.number, scope["cupola.caller"])
+        caller = effective_caller(scope["cupola.caller"], Headers(scope=scope).getlist(IDENTITY_HEADER))
+        session, version = await self._manager.resolve(agent, target.session_id, target.number, caller)
         scope["cupola.session_id"] = session.id
         scope["cupola.server_timing"].resolved()
         if not version.definition.speaks(protocol):
@@ -142,7 +145,7 @@ class Gateway:
             sent.append((b"x-agent-response-id", background_id.encode()))
         timing: Timing = scope["cupola.server_timing"]
         for last_try in (False, True):
-            async with self._manager.running(session, version, scope["cupola.caller"].id) as use:
+            async with self._manager.running(session, version) as use:
                 agent = use.agent
                 timing.has(use)
                 try:

@@ -55,12 +55,18 @@ class SandboxSpec:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a sandbox ended. `code` is the exit status, or the negative number of the signal that killed it."""
+    """How a sandbox ended. `code` is the exit status, or the negative number of the signal that killed it.
+
+    `reason` says why, in words, when the driver itself has ended it for a limit.
+    """
 
     code: int
     out_of_memory: bool = False
+    reason: str = ""
 
     def __str__(self) -> str:
+        if self.reason:
+            return f"was stopped because {self.reason}"
         if self.out_of_memory:
             return "was killed because it used more memory than its limit"
         if self.code < 0:

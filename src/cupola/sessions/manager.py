@@ -177,10 +177,11 @@ class SessionManager:
     # Their sandboxes
 
     @contextlib.asynccontextmanager
-    async def running(self, session: Session, version: Version, caller: str) -> AsyncIterator[Use]:
+    async def running(self, session: Session, version: Version) -> AsyncIterator[Use]:
         """The session's sandbox, made or woken if it has to be, and kept awake for the length of the block.
 
-        Raises CupolaError: 424 `session_not_ready` with the reason and the container's last lines, 429 when there is no room.
+        When the server is full, the owners of sessions take turns. Raises CupolaError: 424 `session_not_ready` with the reason
+        and the container's last lines, 429 when there is no room.
         """
         if self._closing or self._group is None:
             raise CupolaError("shutting_down", "The server is shutting down.", status=503)
@@ -190,7 +191,7 @@ class SessionManager:
         elif live.status in (Status.STORED, Status.STOPPING):
             live.version, live.draining = version, False
         self._touch(session)
-        async with live.use(caller) as use:
+        async with live.use(session.owner) as use:
             yield use
 
     def _open(self, session: Session, version: Version, log: SessionLog) -> LiveSession:

@@ -13,10 +13,12 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Scope
 
 from cupola.api.agents import AgentsApi
+from cupola.api.files import FilesApi
 from cupola.api.http import Errors, RequestIds
 from cupola.api.logs import LogsApi
 from cupola.api.metrics import MetricsApi
 from cupola.api.projects import Project
+from cupola.api.session_lookup import SessionLookup
 from cupola.api.sessions import SessionsApi
 from cupola.api.tokens import TokensApi
 from cupola.domain.principal import Principal
@@ -154,10 +156,12 @@ class Application:
         self.agents = AgentsApi(
             world.database, world.images, world.provisioner, world.manager, local_images=local_images
         )
+        lookup = SessionLookup(world.database)
         routes = [
             *self.agents.routes(),
-            *SessionsApi(world.database, world.manager).routes(),
-            *LogsApi(world.database, world.manager).routes(),
+            *SessionsApi(lookup, world.database, world.manager).routes(),
+            *FilesApi(lookup, world.directory / "sessions").routes(),
+            *LogsApi(lookup, world.manager).routes(),
             *Gateway(world.database, world.manager, max_body).routes(),
         ]
         project = Project(frozenset({"default", "other"}), routes)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from cupola.api import logs as module
 from cupola.sandbox.fake import FakeProcess
 from tests.unit.api.application import Application, Caller, Exchange
 from tests.unit.sandbox.servers import Peer, Request, answer
@@ -118,6 +119,89 @@ async def test_a_tail_that_cannot_be_is_refused(talking: World, ada: Caller, tai
     await say(ada, "one")
     found = await ada.call("GET", f"{STREAM}?tail={tail}")
     assert (found.error, found.json["error"]["param"]) == ((400, "bad_request"), "tail")
+
+
+def statuses(frames: bytes) -> list[str]:
+    """The platform's own messages of a log stream; everything else in it is an error."""
+    entries = [json.loads(frame.partition("\ndata: ")[2]) for frame in frames.decode().split("\n\n")[:-1]]
+    assert all(entry["stream"] == "status" for entry in entries)
+    return [entry["message"] for entry in entries]
+
+
+async def test_the_platforms_own_messages_can_be_asked_for_alone(talking: World, ada: Caller) -> None:
+    await say(ada, "one")
+    shown = statuses((await ada.call("GET", f"{STREAM}?follow=false&kind=system")).body)
+    assert shown[0].startswith("Starting the sandbox")
+    assert shown[1].startswith("The sandbox is ready")
+    shown = statuses((await ada.call("GET", f"{STREAM}?follow=false&kind=system&tail=1")).body)
+    assert len(shown) == 1
+    assert printed((await ada.call("GET", f"{STREAM}?follow=false&kind=console")).body) == ["one"]
+
+
+async def test_the_platforms_own_messages_can_be_followed_alone(talking: World, ada: Caller) -> None:
+    await say(ada, "before")
+    exchange = ada.open("GET", f"{STREAM}?kind=system")
+    await exchange.head()
+    for _ in range(2):
+        assert statuses(await exchange.chunk() or b"")
+    await say(ada, "after")
+    assert (await ada.call("DELETE", f"{ECHO}?force=true")).status == 200
+    assert statuses(await exchange.chunk() or b"") == ["The sandbox was stopped."]
+    assert await exchange.chunk() is None
+
+
+@pytest.mark.parametrize("kind", ["", "all", "Console", "console,system"])
+async def test_a_kind_that_cannot_be_is_refused(talking: World, ada: Caller, kind: str) -> None:
+    await say(ada, "one")
+    found = await ada.call("GET", f"{STREAM}?kind={kind}")
+    assert (found.error, found.json["error"]["param"]) == ((400, "bad_request"), "kind")
+
+
+async def test_a_stream_that_stays_quiet_says_so_and_ends(
+    talking: World, ada: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUIET_NOTICE", 0.02)
+    monkeypatch.setattr(module, "QUIET_LIMIT", 0.04)
+    await say(ada, "one")
+    found = await ada.call("GET", f"{STREAM}?tail=0")
+    assert statuses(found.body) == ["No logs since last 0.02 seconds"]
+    assert await talking.sandboxes() == 1
+
+
+async def test_an_entry_ends_the_quiet(talking: World, ada: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUIET_NOTICE", 0.02)
+    monkeypatch.setattr(module, "QUIET_LIMIT", 20.0)
+    await say(ada, "one")
+    exchange = ada.open("GET", f"{STREAM}?tail=0")
+    await exchange.head()
+    for word in ("two", "three"):
+        assert statuses(await exchange.chunk() or b"") == ["No logs since last 0.02 seconds"]
+        await say(ada, word)
+        assert await next_word(exchange) == word
+    exchange.leave()
+    await asyncio.wait_for(exchange.task, 20)
+
+
+async def test_a_stream_ends_after_its_limit_however_much_is_printed(
+    talking: World, ada: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STREAM_LIMIT", 0.05)
+    await say(ada, "one")
+    exchange = ada.open("GET", STREAM)
+    await exchange.head()
+    async with asyncio.timeout(20):
+        while not exchange.task.done():
+            await say(ada, "more")
+    assert exchange.task.exception() is None
+
+
+async def test_a_user_that_somebody_acts_for_sees_its_own_logs_only(
+    talking: World, application: Application, ada: Caller
+) -> None:
+    await say(ada, "one")
+    headers = [(b"x-ms-user-identity", b"ada")]
+    assert (await application.caller(ROOT).call("GET", STREAM, headers=headers)).error == (404, "session_not_found")
+    assert (await ada.call("GET", STREAM, headers=headers)).error == (403, "impersonation_not_allowed")
 
 
 async def test_what_does_not_exist_has_no_log(talking: World, ada: Caller) -> None:

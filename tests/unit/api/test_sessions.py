@@ -103,10 +103,44 @@ async def test_the_sessions_of_others_are_not_there(world: World, application: A
     await ada.call("POST", SESSIONS, {"agent_session_id": "session-1"})
     bob, root = application.caller(BOB), application.caller(ROOT)
     assert (await bob.call("GET", SESSIONS)).json["data"] == []
-    for method, path in (("GET", "/session-1"), ("POST", "/session-1:stop"), ("DELETE", "/session-1")):
+    for method, path in (("GET", "/session-1"), ("POST", "/session-1:stop")):
         assert (await bob.call(method, SESSIONS + path)).error == (404, "session_not_found")
+    # As for a session that does not exist: nobody learns which ids others have.
+    assert (await bob.call("DELETE", f"{SESSIONS}/session-1")).status == 204
     assert len((await root.call("GET", SESSIONS)).json["data"]) == 1
     assert (await root.call("DELETE", f"{SESSIONS}/session-1")).status == 204
+
+
+async def test_an_administrator_acts_for_a_user_and_sees_no_more_than_one(
+    world: World, application: Application, ada: Caller
+) -> None:
+    await world.add()
+    root = application.caller(ROOT)
+    alice, carol = [(b"x-ms-user-identity", b"alice@contoso.com")], [(b"x-ms-user-identity", b"carol@contoso.com")]
+    assert (await root.call("POST", SESSIONS, {"agent_session_id": "session-1"}, alice)).status == 201
+    used = {"input": "hello", "agent_session_id": "session-1"}
+    assert (await root.call("POST", RESPONSES, used, alice)).status == 200
+    invented = (await root.call("POST", RESPONSES, {"input": "hello"}, carol)).headers["x-agent-session-id"]
+    for user, own, foreign in ((alice, "session-1", invented), (carol, invented, "session-1")):
+        listed = (await root.call("GET", SESSIONS, b"", user)).json["data"]
+        assert [one["agent_session_id"] for one in listed] == [own]
+        assert (await root.call("GET", f"{SESSIONS}/{own}", b"", user)).status == 200
+        assert (await root.call("GET", f"{SESSIONS}/{foreign}", b"", user)).error == (404, "session_not_found")
+        assert (await root.call("POST", f"{SESSIONS}/{foreign}:stop", b"", user)).error == (404, "session_not_found")
+        denied = await root.call("POST", RESPONSES, {"input": "hello", "agent_session_id": foreign}, user)
+        assert denied.error == (403, "session_not_accessible")
+        assert (await root.call("DELETE", f"{SESSIONS}/{foreign}", b"", user)).status == 204
+    assert len((await root.call("GET", SESSIONS)).json["data"]) == 2
+    assert (await ada.call("POST", RESPONSES, {"input": "hello"}, alice)).error == (403, "impersonation_not_allowed")
+    assert (await ada.call("POST", SESSIONS, {}, alice)).error == (403, "impersonation_not_allowed")
+
+
+async def test_the_newest_session_is_for_reading_only(world: World, ada: Caller) -> None:
+    await world.add()
+    await ada.call("POST", SESSIONS, {"agent_session_id": "session-1"})
+    assert (await ada.call("POST", f"{SESSIONS}/@newest:stop")).error == (404, "session_not_found")
+    assert (await ada.call("DELETE", f"{SESSIONS}/@newest")).status == 204
+    assert (await ada.call("GET", f"{SESSIONS}/session-1")).status == 200
 
 
 async def test_a_session_is_deleted_while_its_sandbox_runs(world: World, ada: Caller) -> None:

@@ -129,7 +129,7 @@ async def test_a_policy_of_drain_stops_sandboxes_of_older_versions_once_they_are
     pinned, _ = await world.manager.resolve(first.agent, "session-3", 1, ADA)
     for session in (idle, pinned):
         await world.ask(session, first)
-    async with world.manager.running(used, first, ADA.id):
+    async with world.manager.running(used, first):
         second = await world.add()
         world.manager.version_activated(second)
         await world.until(lambda: world.manager.status(idle) is SessionStatus.IDLE)
@@ -404,7 +404,7 @@ async def test_a_session_is_not_stopped_before_its_time(world: World, timeout: i
 async def test_a_session_that_works_is_not_idle(world: World) -> None:
     version = await world.add()
     session = await world.session(version)
-    async with world.manager.running(session, version, ADA.id):
+    async with world.manager.running(session, version):
         world.age += 4000
         world.manager._put_to_rest()
         assert world.manager._live[session.key].status is Status.RUNNING
@@ -415,7 +415,7 @@ async def test_a_session_that_works_is_not_idle(world: World) -> None:
 async def test_a_request_that_lasts_too_long_does_not_keep_a_sandbox_awake(world: World) -> None:
     version = await world.add()
     session = await world.session(version)
-    async with world.manager.running(session, version, ADA.id):
+    async with world.manager.running(session, version):
         world.age += 4 * 3600 + 901
         world.manager._put_to_rest()
         assert world.manager._live[session.key].status is Status.STOPPING

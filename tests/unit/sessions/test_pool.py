@@ -42,11 +42,11 @@ async def test_a_new_session_gets_a_sandbox_that_was_made_ahead(warm: World) -> 
     session, _ = await warm.manager.resolve(version.agent, None, None, ADA)
     assert [session.id] == ids[:1]
     assert warm.manager.status(session) is SessionStatus.ACTIVE
-    async with warm.manager.running(session, version, ADA.id) as use:
+    async with warm.manager.running(session, version) as use:
         assert (use.tier, use.waited) == ("started", 0.0)
         environment = dict(use.agent.sandbox._process.spec.environment)  # type: ignore[attr-defined]
         assert environment["FOUNDRY_AGENT_SESSION_GUID"] == session.guid
-    async with warm.manager.running(session, version, ADA.id) as use:
+    async with warm.manager.running(session, version) as use:
         assert use.tier == "running"
     assert (warm.directory / "sessions" / session.guid / "home").is_dir()
 
@@ -55,7 +55,7 @@ async def test_a_session_id_of_the_callers_own_is_not_served_from_ahead(warm: Wo
     version = await warm.add()
     await filled(warm, version)
     session = await warm.session(version, "session-1")
-    async with warm.manager.running(session, version, ADA.id) as use:
+    async with warm.manager.running(session, version) as use:
         assert use.tier == "cold"
 
 
@@ -189,7 +189,7 @@ async def test_an_idle_sandbox_is_frozen_and_wakes_for_the_next_request(
         world.age += 5
         await world.until(lambda: world.manager._live[session.key].status is Status.FROZEN)
         assert world.manager.status(session) is SessionStatus.ACTIVE
-        async with world.manager.running(session, version, ADA.id) as use:
+        async with world.manager.running(session, version) as use:
             assert use.tier == "frozen"
         assert await world.ask(session, version) == b"hello"
 

@@ -303,7 +303,7 @@ class World:
     async def ask(self, session: Session, version: Version, body: bytes = b"hello") -> bytes:
         """One request to a session's sandbox."""
         async with (
-            self.manager.running(session, version, ADA.id) as use,
+            self.manager.running(session, version) as use,
             await use.agent.client.request(b"POST", b"/", [], body) as response,
         ):
             return await response.read(1 << 20)

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cupola.telemetry import output as module
-from cupola.telemetry.output import LINE_LIMIT, TAIL_LINES, LineSplitter, OutputTail, SessionLog, read_entries
+from cupola.telemetry.output import (
+    LINE_LIMIT,
+    TAIL_LINES,
+    LineSplitter,
+    OutputTail,
+    SessionLog,
+    is_status,
+    read_entries,
+    status_entry,
+)
 
 STAMP = "2030-01-02T03:04:05.678Z"
 
@@ -54,6 +63,27 @@ def test_a_carriage_return_inside_a_line_stays() -> None:
 
 def test_bytes_that_are_no_text_are_marked() -> None:
     assert LineSplitter().feed("stdout", b"\xff\xfe caf\xc3\xa9\n") == ["\ufffd\ufffd caf\u00e9"]
+
+
+@pytest.mark.parametrize("character", ["x", "\u00e9", "\u4e2d", "\U0001f600"])
+@pytest.mark.parametrize("shift", range(4))
+def test_a_long_line_is_cut_between_characters(character: str, shift: int) -> None:
+    text = "y" * shift + character * LINE_LIMIT
+    for data in (text.encode() + b"\n", text.encode()):
+        splitter = LineSplitter()
+        pieces = [*splitter.feed("stdout", data), *(rest for _, rest in splitter.rest())]
+        assert "".join(pieces) == text
+        assert all(LINE_LIMIT - 4 < len(piece.encode()) <= LINE_LIMIT for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize("byte", [b"\x80", b"\xff", b"\xc3", b"\xf0", b"\x1b"])
+def test_an_entry_is_bounded_whatever_it_is_made_of(log: SessionLog, tmp_path: Path, byte: bytes) -> None:
+    log.output("stdout", byte * (3 * LINE_LIMIT) + b"\n")
+    log.status("\U0001f600" * LINE_LIMIT)
+    log.close()
+    entries = read_entries(tmp_path / "logs", 100)
+    assert len(entries) >= 4
+    assert all(len(entry) <= 6 * LINE_LIMIT + 100 for entry in entries)
 
 
 def test_a_character_that_came_in_two_chunks_is_whole() -> None:
@@ -260,7 +290,8 @@ async def test_following_a_log_that_is_closed_ends_at_once(log: SessionLog) -> N
 async def test_a_slow_follower_loses_the_oldest_entries_and_still_sees_the_end(
     log: SessionLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FOLLOWER_BACKLOG", 5)
+    size = len(json.dumps({"timestamp": STAMP, "stream": "stdout", "message": "99"}))
+    monkeypatch.setattr(module, "FOLLOWER_BACKLOG", 5 * size)
     following = log.follow()
     first = asyncio.ensure_future(take(following, 1))
     await asyncio.sleep(0)
@@ -268,6 +299,30 @@ async def test_a_slow_follower_loses_the_oldest_entries_and_still_sees_the_end(
     assert await first == ["first"]
     for number in range(100):
         log.output("stdout", b"%d\n" % number)
-    assert all(queue.qsize() <= 5 for queue in log._followers)
+    assert all(follower.size <= 5 * size for follower in log._followers)
     log.close()
-    assert [json.loads(entry)["message"] async for entry in following] == ["96", "97", "98", "99"]
+    assert [json.loads(entry)["message"] async for entry in following] == ["95", "96", "97", "98", "99"]
+
+
+# Messages of the platform
+
+
+def test_the_platforms_own_messages_can_be_read_alone(log: SessionLog, tmp_path: Path) -> None:
+    for number in range(5):
+        log.output("stdout", b"%d\n" % number)
+        log.status(f"status {number}")
+    log.output("stdout", b'{"stream": "status", "message": "forged"}\n"stream": "status"\n')
+    log.close()
+    entries = read_entries(tmp_path / "logs", 3, only_status=True)
+    assert [json.loads(entry)["message"] for entry in entries] == ["status 2", "status 3", "status 4"]
+
+
+@pytest.mark.parametrize("entry", ["{}", "[]", "{broken}", '{"stream": 7}', '{"stream": "stdout"}', ""])
+def test_what_is_no_message_of_the_platform_is_not_taken_for_one(entry: str) -> None:
+    assert not is_status(entry)
+
+
+def test_a_message_that_is_in_no_file_has_the_form_of_an_entry() -> None:
+    entry = json.loads(status_entry("quiet"))
+    assert (entry["stream"], entry["message"], len(entry["timestamp"])) == ("status", "quiet", len(STAMP))
+    assert is_status(status_entry("quiet"))

@@ -93,6 +93,12 @@ class ControlGroups:
                 found.update(entry.name for entry in os.scandir(root / self.parent) if entry.is_dir())
         return frozenset(found)
 
+    def processes(self, name: str) -> list[int]:
+        """The ids of the processes in the sandbox."""
+        if self._freezer is None:
+            return []
+        return [int(pid) for pid in _read(self._freezer / self.parent / name / "cgroup.procs").split()]
+
     def out_of_memory_kills(self, name: str) -> int:
         """How many processes of the sandbox the kernel has killed because the memory limit was reached."""
         if self._memory is None:
@@ -111,7 +117,7 @@ class ControlGroups:
         """
         self._set_frozen(name, frozen=True)
         end = time.monotonic() + deadline
-        while not self._is_frozen(name) and time.monotonic() < end:
+        while not self.is_frozen(name) and time.monotonic() < end:
             time.sleep(0.001)
 
     def thaw(self, name: str) -> None:
@@ -127,7 +133,8 @@ class ControlGroups:
         else:
             _write(group / "freezer.state", "FROZEN" if frozen else "THAWED")
 
-    def _is_frozen(self, name: str) -> bool:
+    def is_frozen(self, name: str) -> bool:
+        """Whether the processes of the sandbox stand still, or there are none."""
         if self._freezer is None:
             return True
         group = self._freezer / self.parent / name

@@ -21,16 +21,19 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, Stream
+from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec
 from cupola.sandbox.oci import linux, process
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
+from cupola.sandbox.oci.disk import Disk
 from cupola.sandbox.oci.network import forwarding
 from cupola.sandbox.oci.network.network import Network, NetworkSettings, SandboxNetwork
+from cupola.sandbox.oci.pipes import OutputBudget, OutputPipe, open_standard_input
 from cupola.sandbox.oci.runtime_config import FILES, HOME, User, resolve_user, runtime_config
+from cupola.sandbox.oci.trees import remove_tree
 
 LOCK_NAME = "lock"
 RUNTIME_CACHE = ".cache"
-READ_SIZE = 64 * 1024
+LONGEST_REPORT = 64 * 1024
 START_DEADLINE = 30.0
 """Seconds an OCI runtime may take to create a container before it is given up."""
 
@@ -122,7 +125,8 @@ class OciDriver(Driver):
 
     `installation` names this platform's data (letters and digits); `run` is a directory on a file system that is
     empty after a boot; `data` is on a disk with room for writable layers; `runtime` is the program, else the first
-    of crun and runc on the PATH. `network` says what sandboxes find around them.
+    of crun and runc on the PATH. `network` says what sandboxes find around them; `session_disk` and `disk_reserve` are in
+    bytes: what a sandbox may keep on the disk, and what all of them leave free; 0 is no limit.
     """
 
     isolation = Isolation(filesystem=True, processes=True, network=True, resource_limits=True)
@@ -135,6 +139,8 @@ class OciDriver(Driver):
         data: Path,
         runtime: str | None = None,
         network: NetworkSettings | None = None,
+        session_disk: int = 0,
+        disk_reserve: int = 0,
     ) -> None:
         self._run = run
         self._bundles = run / "bundles"
@@ -144,7 +150,11 @@ class OciDriver(Driver):
         self._requested_runtime = runtime
         self.network = Network(installation, run, network or NetworkSettings())
         self._sandboxes: dict[str, OciSandbox] = {}
-        self._outputs: dict[str, tuple[_OutputPipe, ...]] = {}
+        self._outputs: dict[str, tuple[OutputPipe, ...]] = {}
+        self._budget = OutputBudget()
+        self._session_disk = session_disk
+        self._disk_reserve = disk_reserve
+        self._reasons: dict[str, str] = {}
         self._sockets = ThreadPoolExecutor(1, "netns-sockets")
         self._work = ThreadPoolExecutor(4, "oci-driver")
         # A thread may enter another mount namespace only when it shares its working directory with no other.
@@ -168,11 +178,14 @@ class OciDriver(Driver):
         self._groups = ControlGroups(f"cupola-{self._installation}", hierarchies)
         for directory in (self._bundles, self._state, self._data):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._disk = Disk(self._data, self._session_disk, self._disk_reserve, self._groups, self._end)
+        self._disk.open()
         linux.become_subreaper()
         await asyncio.get_running_loop().run_in_executor(self._work, process.kill_by_argument, str(self._state))
         await self.network.open()
 
     async def close(self) -> None:
+        await self._disk.close()
         await self.network.close()
         self._work.shutdown()
         self._mounts.shutdown()
@@ -183,7 +196,7 @@ class OciDriver(Driver):
 
     async def make(self, spec: SandboxSpec, output: Output) -> Sandbox:
         loop = asyncio.get_running_loop()
-        pipes = (_OutputPipe("stdout", output), _OutputPipe("stderr", output))
+        pipes = (OutputPipe("stdout", output, self._budget), OutputPipe("stderr", output, self._budget))
         self._outputs[spec.name] = pipes
         bundle = self._bundles / spec.name
         root = bundle / "root"
@@ -196,7 +209,7 @@ class OciDriver(Driver):
             raise SandboxError(f"its directories could not be made: {error}") from error
         pid_file = bundle / "pid"
         report = os.memfd_create("runtime-log")
-        channel, standard_input = _standard_input(spec.channel)
+        channel, standard_input = open_standard_input(spec.channel)
         try:
             arguments = [
                 self._program, "--root", str(self._state), "--log", f"/proc/{os.getpid()}/fd/{report}",
@@ -207,7 +220,7 @@ class OciDriver(Driver):
                 pipe.start()
             code = await self._runtime_exit(runtime)
             if code != 0:
-                raise SandboxError(_runtime_message(os.pread(report, READ_SIZE, 0), self._program, code))
+                raise SandboxError(_runtime_message(os.pread(report, LONGEST_REPORT, 0), self._program, code))
         except BaseException:
             if channel is not None:
                 channel.close()
@@ -250,6 +263,8 @@ class OciDriver(Driver):
         user = resolve_user(spec.user, spec.layers)
         home, files = spec.home or writable / "home", spec.files or writable / "files"
         _make_directories(user, home, files)
+        durable = [path for path in (spec.home, spec.files) if path is not None]
+        self._disk.claim(spec.name, durable, writable)
         hosts = bundle / "hosts"
         hosts.write_text(f"127.0.0.1 localhost {spec.hostname}\n::1 localhost\n")
         hosts.chmod(0o644)
@@ -268,7 +283,23 @@ class OciDriver(Driver):
         try:
             kills = self._groups.out_of_memory_kills(sandbox.name)
         finally:
-            sandbox.exited.set_result(Exit(code, out_of_memory=kills > 0 and code == -signal.SIGKILL))
+            reason = self._reasons.pop(sandbox.name, "")
+            out_of_memory = kills > 0 and code == -signal.SIGKILL and not reason
+            sandbox.exited.set_result(Exit(code, out_of_memory, reason))
+
+    def _end(self, name: str, reason: str) -> bool:
+        sandbox = self._sandboxes.get(name)
+        if sandbox is None or sandbox.exited.done():
+            return False
+        self._reasons[name] = reason
+        self._groups.thaw(name)
+        # All others in its process namespace die with the first.
+        os.kill(sandbox.pid, signal.SIGKILL)
+        return True
+
+    def _claim(self, name: str, user: User, home: Path, files: Path) -> None:
+        _make_directories(user, home, files)
+        self._disk.claim(name, [home, files])
 
     async def freeze(self, name: str) -> None:
         await asyncio.get_running_loop().run_in_executor(self._work, self._groups.freeze, name)
@@ -284,6 +315,7 @@ class OciDriver(Driver):
         namespace = os.open(f"/proc/{sandbox.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
             loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._work, self._claim, name, sandbox.user, home, files)
             await loop.run_in_executor(self._mounts, _attach, namespace, sandbox.user, {HOME: home, FILES: files})
         except OSError as error:
             raise SandboxError(f"its directories could not be mounted: {error}") from error
@@ -327,7 +359,8 @@ class OciDriver(Driver):
             linux.unmount(str(self._bundles / name / "root"))
         for directory in (self._state / name, self._bundles / name, self._data / name):
             if directory.exists():
-                shutil.rmtree(directory)
+                remove_tree(directory)
+        self._disk.release(name)
 
     async def names(self) -> frozenset[str]:
         loop = asyncio.get_running_loop()
@@ -337,60 +370,6 @@ class OciDriver(Driver):
         directories = (self._state, self._bundles, self._data)
         on_disk = {entry.name for directory in directories for entry in os.scandir(directory) if entry.is_dir()}
         return self._groups.names() | frozenset(on_disk - {RUNTIME_CACHE})
-
-
-class _OutputPipe:
-    """One output stream of a sandbox, read by the event loop until every writer has closed it."""
-
-    def __init__(self, stream: Stream, output: Output) -> None:
-        self._stream = stream
-        self._output = output
-        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        # The sandbox must see an ordinary blocking pipe: only the end that we read is non-blocking.
-        os.set_blocking(self.write_end, True)
-        self._open = True
-
-    def start(self) -> None:
-        os.close(self.write_end)
-        self.write_end = -1
-        asyncio.get_running_loop().add_reader(self._read_end, self._read)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._read_end, READ_SIZE)
-        except BlockingIOError:
-            return
-        if data:
-            self._output(self._stream, data)
-        else:
-            self._close()
-
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            asyncio.get_running_loop().remove_reader(self._read_end)
-            os.close(self._read_end)
-
-    def finish(self) -> None:
-        """Take what is still in the pipe, at most its capacity, and close it."""
-        for _ in range(32):
-            if not self._open:
-                break
-            with contextlib.suppress(BlockingIOError):
-                self._read()
-        self._close()
-        if self.write_end >= 0:
-            os.close(self.write_end)
-            self.write_end = -1
-
-
-def _standard_input(channel: bool) -> tuple[socket.socket | None, int]:
-    """The platform's end of a sandbox's standard input, and the descriptor that the sandbox gets."""
-    if not channel:
-        return None, os.open(os.devnull, os.O_RDONLY)
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    return ours, theirs.detach()
 
 
 def _make_directories(user: User, *directories: Path) -> None:

@@ -25,6 +25,7 @@ AT_EMPTY_PATH = 0x1000
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_MOUNT_SETATTR = 442
+_SYS_QUOTACTL_FD = 443
 """These numbers are the same on every architecture."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,3 +89,9 @@ def attach_mount(descriptor: int, target: str) -> None:
     _check(
         _libc.syscall(_SYS_MOVE_MOUNT, descriptor, b"", AT_FDCWD, os.fsencode(target), flags), f"move_mount {target}"
     )
+
+
+def quotactl(descriptor: int, command: int, identifier: int, argument: ctypes.Array[ctypes.c_char]) -> None:
+    """quotactl_fd(2). Raises OSError."""
+    identifier_argument = ctypes.c_uint32(identifier)
+    _check(_libc.syscall(_SYS_QUOTACTL_FD, descriptor, command, identifier_argument, argument), "quotactl")

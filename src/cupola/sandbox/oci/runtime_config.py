@@ -23,6 +23,9 @@ OPEN_FILES = 65536
 CPU_PERIOD = 100_000
 """Microseconds over which the processor share is enforced."""
 
+CPU_SHARES = 1024
+"""Weight of a whole core against other sandboxes, when they want more than there is."""
+
 MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
@@ -93,7 +96,8 @@ def runtime_config(
             ],
             "resources": {
                 "memory": {"limit": spec.memory, "swap": spec.memory},
-                "cpu": {"quota": max(1000, int(spec.cpu * CPU_PERIOD)), "period": CPU_PERIOD},
+                "cpu": {"quota": max(1000, int(spec.cpu * CPU_PERIOD)), "period": CPU_PERIOD,
+                        "shares": max(2, int(spec.cpu * CPU_SHARES))},
                 "pids": {"limit": PIDS_LIMIT},
                 "devices": [
                     {"allow": False, "access": "rwm"},

@@ -17,7 +17,7 @@ _FILES = """
 access chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64
 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fremovexattr
 fsetxattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64 getxattr inotify_add_watch inotify_init
-inotify_init1 inotify_rm_watch ioctl lchown lgetxattr link linkat listxattr llistxattr lremovexattr lseek lsetxattr
+inotify_init1 inotify_rm_watch lchown lgetxattr link linkat listxattr llistxattr lremovexattr lseek lsetxattr
 lstat mkdir mkdirat mknod mknodat newfstatat open openat openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read
 readahead readlink readlinkat readv removexattr rename renameat renameat2 rmdir sendfile setxattr splice stat statfs
 statx symlink symlinkat sync sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat utimes
@@ -64,6 +64,23 @@ ALLOWED: tuple[str, ...] = tuple(
 
 AF_VSOCK = 40
 
+# A request to ioctl(2) has its direction in the bits 30 and 31 and a letter in the bits 8 to 15; the kernel drops what is
+# above bit 31. Requests that only write are not allowed for the letters of FS_IOC_SETFLAGS (`f`) and FS_IOC_FSSETXATTR
+# (`X`), by which the owner of a file takes it out of the quota of its project. A filter can only say what the bits are,
+# not what they are not: `f` is 01100110 and `X` is 01011000, so what has bit 7, not bit 6, or bit 0 is neither.
+_DIRECTION = 0xC0000000
+_ONLY_WRITES = 0x40000000
+_IOCTL_RULES = (
+    (_DIRECTION, 0x00000000),
+    (_DIRECTION, 0x80000000),
+    (_DIRECTION, 0xC0000000),
+    (_DIRECTION | 0x8000, _ONLY_WRITES | 0x8000),
+    (_DIRECTION | 0x4000, _ONLY_WRITES),
+    (_DIRECTION | 0x0100, _ONLY_WRITES | 0x0100),
+    (_DIRECTION | 0xFF00, _ONLY_WRITES | ord("T") << 8),
+)
+"""Masks of a request's bits and the values they must have; one of them has to fit."""
+
 
 def profile() -> dict[str, Any]:
     """The `linux.seccomp` object of an OCI runtime configuration."""
@@ -84,6 +101,14 @@ def profile() -> dict[str, Any]:
                 "action": "SCMP_ACT_ALLOW",
                 "args": [{"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE"}],
             },
+            *(
+                {
+                    "names": ["ioctl"],
+                    "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": 1, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}],
+                }
+                for mask, value in _IOCTL_RULES
+            ),
             {
                 "names": ["personality"],
                 "action": "SCMP_ACT_ALLOW",

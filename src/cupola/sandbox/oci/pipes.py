@@ -1,0 +1,105 @@
+"""A sandbox's standard streams: output is read at the pace that the platform can bear, so that a flood waits in its pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from time import perf_counter
+
+from cupola.sandbox.base import Output, Stream
+
+READ_SIZE = 4096
+"""Bytes taken at once. Lines cost more than bytes: this many empty ones take about a millisecond."""
+CAPACITY = 64 * 1024
+"""Bytes a pipe holds as the kernel makes it."""
+
+
+class OutputBudget:
+    """Bounds the share of the event loop's time that goes into taking output, that of all sandboxes together."""
+
+    SHARE = 0.05
+    BURST = 0.1
+    """Seconds by which output may be ahead of its share, so that ordinary output is never held up."""
+
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock = clock
+        self._paid_until = 0.0
+
+    def spend(self, seconds: float) -> float:
+        """Account for work that took `seconds`; returns for how long its cause should pause."""
+        now = self._clock()
+        self._paid_until = max(self._paid_until, now) + seconds / self.SHARE
+        return max(0.0, self._paid_until - now - self.BURST)
+
+
+class OutputPipe:
+    """One output stream of a sandbox, read by the event loop until every writer has closed it."""
+
+    def __init__(self, stream: Stream, output: Output, budget: OutputBudget) -> None:
+        self._stream = stream
+        self._output = output
+        self._budget = budget
+        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # The sandbox must see an ordinary blocking pipe: only the end that we read is non-blocking.
+        os.set_blocking(self.write_end, True)
+        self._open = True
+        self._pause: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        os.close(self.write_end)
+        self.write_end = -1
+        self._listen()
+
+    def _listen(self) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(self._read_end, self._on_readable)
+
+    def _on_readable(self) -> None:
+        began = perf_counter()
+        self._read()
+        pause = self._budget.spend(perf_counter() - began)
+        if pause > 0 and self._open:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._read_end)
+            self._pause = loop.call_later(pause, self._listen)
+
+    def _read(self) -> int:
+        """Take one piece; returns its length, 0 when there is nothing."""
+        try:
+            data = os.read(self._read_end, READ_SIZE)
+        except BlockingIOError:
+            return 0
+        if data:
+            self._output(self._stream, data)
+        else:
+            self._close()
+        return len(data)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            if self._pause is not None:
+                self._pause.cancel()
+            asyncio.get_running_loop().remove_reader(self._read_end)
+            os.close(self._read_end)
+
+    def finish(self) -> None:
+        """Take what is still in the pipe, at most its capacity, and close it."""
+        left = CAPACITY
+        while self._open and left > 0 and (length := self._read()):
+            left -= length
+        self._close()
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+
+def open_standard_input(channel: bool) -> tuple[socket.socket | None, int]:
+    """The platform's end of a sandbox's standard input, and the descriptor that the sandbox gets."""
+    if not channel:
+        return None, os.open(os.devnull, os.O_RDONLY)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    return ours, theirs.detach()
