@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +77,7 @@ class Summary:
     answers: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     files: int = 0
+    downloads: int = 0
     checks: int = 0
     seconds: float = 0.0
 
@@ -91,6 +92,7 @@ class Summary:
                 row("answers, by tier", self.answers),
                 row("failed requests, all with a cause", self.failures),
                 f"{'files acknowledged':<34}{self.files:>8}",
+                f"{'files downloaded intact':<34}{self.downloads:>8}",
                 f"{'checks of what is left':<34}{self.checks:>8}",
                 f"{'seconds':<34}{self.seconds:>8.0f}",
             )
@@ -147,8 +149,10 @@ class Crash:
 
     async def _work(self) -> None:
         deeds: list[tuple[Callable[[], Awaitable[None]], int]] = [
-            (self._write, 30),
-            (self._stream, 25),
+            (self._write, 20),
+            (self._upload, 15),
+            (self._download, 10),
+            (self._stream, 20),
             (self._look, 15),
             (self._new_session, 15),
             (self._stop, 5),
@@ -197,7 +201,33 @@ class Crash:
         )
 
     async def _write(self) -> None:
+        """The agent makes a file."""
         session = self._any_session()
+        await self._make_room(session)
+        place, name, size = self._new_file(("home", "files"))
+        written = await self._ask(session, do="write", place=place, name=name, size=size, content=name)
+        if written is not None:
+            self._remember(session, f"{place}/{name}", _content(name, size))
+
+    async def _upload(self) -> None:
+        """A caller makes a file."""
+        session = self._any_session()
+        await self._make_room(session)
+        place, name, size = self._new_file(("uploads",))
+        path = f"{SESSIONS}/{session}/files/content?path={place}/{name}"
+        answer = await self._manage("PUT", path, content=_content(name, size))
+        if answer is not None and answer.status_code == 201:
+            self._remember(session, f"{place}/{name}", _content(name, size))
+
+    def _new_file(self, places: Sequence[str]) -> tuple[str, str, int]:
+        self._number += 1
+        return self._random.choice(places), f"file-{self._number}", self._random.randrange(LARGEST_FILE)
+
+    def _remember(self, session: str, path: str, content: bytes) -> None:
+        self._sessions[session].files[path] = hashlib.sha256(content).hexdigest()
+        self.summary.files += 1
+
+    async def _make_room(self, session: str) -> None:
         known = self._sessions[session].files
         if len(known) >= FILES_EACH:
             oldest = next(iter(known))
@@ -205,13 +235,22 @@ class Crash:
             del known[oldest]
             place, _, name = oldest.partition("/")
             await self._ask(session, do="remove", place=place, name=name)
-        self._number += 1
-        place, name = self._random.choice(("home", "files")), f"file-{self._number}"
-        size = self._random.randrange(LARGEST_FILE)
-        written = await self._ask(session, do="write", place=place, name=name, size=size, content=name)
-        if written is not None:
-            known[f"{place}/{name}"] = hashlib.sha256(hashlib.shake_256(name.encode()).digest(size)).hexdigest()
-            self.summary.files += 1
+
+    async def _download(self) -> None:
+        session = self._any_session()
+        known = self._sessions[session].files
+        paths = [path for path in known if not path.startswith("files/")]
+        if not paths:
+            return
+        path = self._random.choice(paths)
+        expected = known[path]
+        query = path.replace("home/", "soak/")
+        answer = await self._manage("GET", f"{SESSIONS}/{session}/files/content?path={query}")
+        if answer is None or path not in known:
+            return
+        if answer.status_code != 200 or hashlib.sha256(answer.content).hexdigest() != expected:
+            raise SoakFailed(f"session {session} has lost or changed {path}: {answer.status_code}")
+        self.summary.downloads += 1
 
     async def _stream(self) -> None:
         pause = self._random.uniform(0, 0.05)
@@ -248,18 +287,20 @@ class Crash:
         await self._manage("POST", f"{SESSIONS}/{session}:stop")
         stop.ended = time.monotonic()
 
-    async def _manage(self, method: str, path: str) -> None:
+    async def _manage(self, method: str, path: str, content: bytes | None = None) -> httpx2.Response | None:
+        """A request that no sandbox answers, so that only the server's death excuses its failure; None after that."""
         assert self._http is not None
         began = time.monotonic()
         try:
-            answer = await self._http.request(method, path)
+            answer = await self._http.request(method, path, content=content)
         except httpx2.TransportError as error:
             if not any(found.kind == "server" and began <= found.ended for found in self._disturbances):
                 raise SoakFailed(f"{method} {path} failed without a cause: {error!r}") from error
-            return
+            return None
         # A session that nobody has asked anything yet does not exist.
-        if answer.status_code not in (204, 404):
+        if answer.status_code not in (200, 201, 204, 404):
             raise SoakFailed(f"{method} {path} was answered {answer.status_code}: {answer.text}")
+        return answer
 
     async def _rest(self) -> None:
         await asyncio.sleep(self._random.uniform(0.1, 1.0))
@@ -363,6 +404,11 @@ class Crash:
             if time.monotonic() > end:
                 raise SoakFailed(otherwise)
             await asyncio.sleep(0.01)
+
+
+def _content(name: str, size: int) -> bytes:
+    """What a file of some name and size holds; the agent makes the same."""
+    return hashlib.shake_256(name.encode()).digest(size)
 
 
 def _number_inside(process: int) -> int:

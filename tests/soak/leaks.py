@@ -22,7 +22,8 @@ OTHER_NAMESPACES = 2 + 2 * NETWORKS_AHEAD
 """Network namespaces that a server holds beside those of sandboxes: the host's, the router's, those made ahead."""
 
 HELPERS = 4
-"""Dead helpers of an OCI runtime that wait for the next start of a sandbox to be reaped, at most one for each start at once."""
+"""Children of a server beside its sandboxes: dead helpers of an OCI runtime that the next start reaps, at most one for each
+start at once, and the meter of the disk."""
 
 
 class Installation:
@@ -132,7 +133,7 @@ def _namespaces_of(process: int) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in Path(f"/proc/{process}/fd").iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except OSError:
             continue
         if target.startswith("net:"):

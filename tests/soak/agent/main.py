@@ -11,7 +11,7 @@ from typing import Any
 from cupola_agent import Agent
 
 agent = Agent()
-PLACES = {"home": Path.home() / "soak", "files": Path("/files/soak")}
+PLACES = {"home": Path.home() / "soak", "files": Path("/files/soak"), "uploads": Path.home() / "uploads"}
 
 
 class Child:
