@@ -71,8 +71,13 @@ DRAIN_DEADLINE = 10
 """Seconds that requests under way may take to finish after a stop was asked for."""
 
 
-def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
-    """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start."""
+def run(
+    settings: Settings, on_ready: Callable[[ServerState], None], uptime: Callable[[], float] = time.monotonic
+) -> None:
+    """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start.
+
+    `uptime` is the clock, in seconds, by which sandboxes are idle.
+    """
     folder = DataFolder(settings.data)
     tenant = folder.create()
     choice = _choose_driver(settings)
@@ -80,7 +85,7 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
     if choice.driver == "docker":
         with folder.lock():
             docker = _docker_driver(settings, tenant)
-            uvloop.run(_Server(settings, folder, tenant, lambda _: docker).serve(on_ready))
+            uvloop.run(_Server(settings, folder, tenant, lambda _: docker, uptime).serve(on_ready))
         return
     try:
         enter_private_mount_namespace()
@@ -105,7 +110,7 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
                 disk_reserve=settings.disk_reserve,
             )
 
-        uvloop.run(_Server(settings, folder, tenant, oci).serve(on_ready))
+        uvloop.run(_Server(settings, folder, tenant, oci, uptime).serve(on_ready))
 
 
 def _choose_driver(settings: Settings) -> Choice:
@@ -156,12 +161,18 @@ def _run_directory(name: str) -> Iterator[Path]:
 
 class _Server:
     def __init__(
-        self, settings: Settings, folder: DataFolder, tenant: str, make_driver: Callable[[ServerState], Driver]
+        self,
+        settings: Settings,
+        folder: DataFolder,
+        tenant: str,
+        make_driver: Callable[[ServerState], Driver],
+        uptime: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._tenant = tenant
         self._make_driver = make_driver
+        self._uptime = uptime
 
     async def serve(self, on_ready: Callable[[ServerState], None]) -> None:
         settings = self._settings
@@ -245,7 +256,9 @@ class _Server:
         primer = Primer(launcher, database)
         pool = WarmPool(launcher, primer, images, self._folder.sessions, settings.pool_size)
         rest = Rest(settings.freeze_after, settings.hold_limit)
-        manager = SessionManager(database, images, launcher, primer, pool, self._folder.sessions, rest)
+        manager = SessionManager(
+            database, images, launcher, primer, pool, self._folder.sessions, rest, uptime=self._uptime
+        )
         provisioner = Provisioner(
             database,
             images,

@@ -6,7 +6,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 import httpx2
 
 from scripts.build_sample import build
+from tests.system.platform import Platform
 
 AGENT = "soak"
-QUESTIONS = f"/agents/{AGENT}/endpoint/protocols/openai/responses"
+REQUEST_TIMEOUT = 60.0
 SESSIONS = f"/agents/{AGENT}/endpoint/sessions"
 
 
@@ -44,7 +45,19 @@ def build_agent(folder: Path) -> str:
     return f"oci:{folder / 'soak-image'}:1"
 
 
-async def ask(http: httpx2.AsyncClient, session: str | None, **order: Any) -> Answer:
+def connect(platform: Platform) -> httpx2.AsyncClient:
+    """An authorised client of the project."""
+    host, token = platform.token("https://ai.azure.com")
+    return httpx2.AsyncClient(
+        base_url=f"{host}/api/projects/default",
+        headers={"authorization": f"Bearer {token}"},
+        timeout=REQUEST_TIMEOUT,
+        limits=httpx2.Limits(max_connections=None),
+        trust_env=False,
+    )
+
+
+async def ask(http: httpx2.AsyncClient, session: str | None, order: Mapping[str, Any], agent: str = AGENT) -> Answer:
     """Ask one question; without a session a new one answers. `pieces` of an order are streamed before the result.
 
     Raises NoAnswer when there was none, WrongAnswer when it belongs to another question or session.
@@ -56,7 +69,7 @@ async def ask(http: httpx2.AsyncClient, session: str | None, **order: Any) -> An
     lines: list[str] = []
     began = time.perf_counter()
     try:
-        async with http.stream("POST", QUESTIONS, json=body) as answer:
+        async with http.stream("POST", f"/agents/{agent}/endpoint/protocols/openai/responses", json=body) as answer:
             seconds = time.perf_counter() - began
             if answer.status_code != 200:
                 raise NoAnswer(_refusal(answer.status_code, await answer.aread()))

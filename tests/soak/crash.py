@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 import httpx2  # noqa: E402
 
-from tests.soak.client import AGENT, SESSIONS, Answer, NoAnswer, WrongAnswer, ask, build_agent  # noqa: E402
+from tests.soak import client  # noqa: E402
+from tests.soak.client import AGENT, SESSIONS, Answer, NoAnswer, WrongAnswer  # noqa: E402
 from tests.soak.leaks import Installation  # noqa: E402
 from tests.system.platform import Platform, traces  # noqa: E402
 
@@ -40,7 +41,6 @@ ANSWER_DEADLINE = 60.0
 """Seconds in which a session whose sandbox or server was killed answers again."""
 QUIET_DEADLINE = 30.0
 """Seconds in which nothing is left of what was killed, once nobody asks anything."""
-REQUEST_TIMEOUT = 60.0
 KINDS = ("server", "sandbox", "child")
 SETTINGS = {"CUPOLA_FREEZE_AFTER": "0.5", "CUPOLA_POOL_SIZE": str(AHEAD), "CUPOLA_STOP_GRACE": "5"}
 
@@ -137,13 +137,7 @@ class Crash:
     async def _connect(self) -> None:
         if self._http is not None:
             await self._http.aclose()
-        host, token = await asyncio.to_thread(self._platform.token, "https://ai.azure.com")
-        self._http = httpx2.AsyncClient(
-            base_url=f"{host}/api/projects/default",
-            headers={"authorization": f"Bearer {token}"},
-            timeout=REQUEST_TIMEOUT,
-            trust_env=False,
-        )
+        self._http = await asyncio.to_thread(client.connect, self._platform)
 
     # Load
 
@@ -177,7 +171,7 @@ class Crash:
         assert self._http is not None
         began = time.monotonic()
         try:
-            answer = await ask(self._http, session, **order)
+            answer = await client.ask(self._http, session, order)
         except NoAnswer as error:
             if not self._excused(session, began):
                 raise SoakFailed(
@@ -399,7 +393,7 @@ class Crash:
         raise SoakFailed(f"left over: {found}")
 
     async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
-        end = time.monotonic() + REQUEST_TIMEOUT + QUIET_DEADLINE
+        end = time.monotonic() + client.REQUEST_TIMEOUT + QUIET_DEADLINE
         while not condition():
             if time.monotonic() > end:
                 raise SoakFailed(otherwise)
@@ -427,7 +421,7 @@ def soak(folder: Path, rounds: int, seed: int) -> Summary:
     """
     platform = Platform(folder / "data", SETTINGS).start()
     try:
-        version = platform.deploy(AGENT, build_agent(folder), enable_memory_snapshot=True)
+        version = platform.deploy(AGENT, client.build_agent(folder), enable_memory_snapshot=True)
         if version["status"] != "active":
             raise SoakFailed(f"the deployment failed: {version['error']}")
         crash = Crash(platform, seed)

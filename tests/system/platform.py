@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx2
@@ -25,11 +25,14 @@ STOP_DEADLINE = 60.0
 
 
 class Platform:
-    """`cupola up` in a child process. `settings` are CUPOLA_* variables."""
+    """`cupola up`, or another program that serves, in a child process. `settings` are CUPOLA_* variables."""
 
-    def __init__(self, data: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, data: Path, settings: Mapping[str, str] | None = None, program: Sequence[str] = (*CUPOLA, "up")
+    ) -> None:
         self.data = data
-        self.settings = dict(settings or {})
+        self.settings = {"CUPOLA_HTTPS_PORT": "0", "CUPOLA_HTTP_PORT": "0", **(settings or {})}
+        self._program = program
         self.log = data.parent / f"{data.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -42,7 +45,7 @@ class Platform:
     def start(self) -> Platform:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*CUPOLA, "up", "--https-port", "0", "--http-port", "0"],
+                self._program,
                 env=self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         end = time.monotonic() + READY_DEADLINE

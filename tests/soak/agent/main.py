@@ -1,6 +1,7 @@
 """Answers with its session's id and the caller's nonce, by way of a child process that may be killed, and keeps files."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -27,11 +28,13 @@ class Child:
                 if self._process is None:
                     pipe = asyncio.subprocess.PIPE
                     self._process = await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=pipe)
-                said = await self._ask(self._process, line)
+                process, self._process = self._process, None
+                said = await self._ask(process, line)
                 if said:
+                    # Only now: what a cancelled question leaves in the pipe is not the answer to the next one.
+                    self._process = process
                     return said
-                await self._process.wait()
-                self._process = None
+                await process.wait()
 
     async def _ask(self, process: asyncio.subprocess.Process, line: str) -> str:
         assert process.stdin is not None
@@ -80,13 +83,13 @@ def remove(order: dict[str, Any]) -> None:
 
 
 def hashes(_: dict[str, Any]) -> dict[str, str]:
-    """The sha256 of each file by its place and name."""
-    return {
-        f"{place}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for place, directory in PLACES.items()
-        if directory.exists()
-        for path in directory.iterdir()
-    }
+    """The sha256 of each file by its place and name, without those that come or go meanwhile."""
+    found = {}
+    for place, directory in PLACES.items():
+        for path in directory.glob("[!.]*"):
+            with contextlib.suppress(FileNotFoundError):
+                found[f"{place}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 DEEDS = {"nothing": lambda _: None, "count": count, "write": write, "remove": remove, "hashes": hashes}
