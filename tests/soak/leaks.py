@@ -21,6 +21,8 @@ from cupola.sandbox.oci.network.router import interface_name
 OTHER_NAMESPACES = 2 + 2 * NETWORKS_AHEAD
 """Network namespaces that a server holds beside those of sandboxes: the host's, the router's, those made ahead."""
 
+LINGERING = 2
+"""Networks of sandboxes that are gone, each held by a thread of the server until it enters another one."""
 HELPERS = 4
 """Children of a server beside its sandboxes: dead helpers of an OCI runtime that the next start reaps, at most one for each
 start at once, and the meter of the disk."""
@@ -116,7 +118,7 @@ class Installation:
             links, connected = looked
             if connected != sandboxes:
                 found.append(f"the router's rules know {connected} sandboxes, there are {sandboxes}")
-            if not sandboxes <= links <= sandboxes + NETWORKS_AHEAD:
+            if not sandboxes <= links <= sandboxes + NETWORKS_AHEAD + LINGERING:
                 found.append(f"the router has {links} interfaces for {sandboxes} sandboxes")
         if routers != 1 or len(host) != 1:
             found.append(f"{routers} routers and {len(host)} interfaces of the host to them")

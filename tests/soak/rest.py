@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import httpx2  # noqa: E402
 
-from tests.soak.client import NoAnswer, WrongAnswer, ask, build_agent, connect  # noqa: E402
+from tests.soak.client import Answer, NoAnswer, WrongAnswer, ask, build_agent, connect  # noqa: E402
 from tests.soak.hasty_server import SPEED  # noqa: E402
 from tests.soak.leaks import Installation  # noqa: E402
 from tests.system.platform import Platform, traces  # noqa: E402
@@ -44,7 +43,7 @@ AHEAD = 2
 QUIET_DEADLINE = 30.0
 SETTINGS = {"CUPOLA_FREEZE_AFTER": str(TIMEOUT), "CUPOLA_POOL_SIZE": str(AHEAD)}
 
-# What the last tenth may have above the second one. The first one still fills caches.
+# What the last tenth may have at most of what the second one has, as a factor and an addition. The first one fills caches.
 MEMORY_MARGIN = (1.10, 8.0)
 DESCRIPTORS_MARGIN = (1.10, 10.0)
 P50_MARGIN = (1.5, 5.0)
@@ -57,17 +56,19 @@ class SoakFailed(Exception):
 
 @dataclass
 class Tenth:
-    """What was measured in a tenth of the run: milliseconds by agent, samples of the server."""
+    """What was measured in a tenth of the run: milliseconds by agent, samples of the server. `running` are requests to
+    sandboxes that were awake, which tell how busy the machine was."""
 
-    latencies: dict[str, list[float]] = field(default_factory=lambda: {FROZEN: [], STORED: []})
+    woken: dict[str, list[float]] = field(default_factory=lambda: {FROZEN: [], STORED: []})
+    running: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     descriptors: list[float] = field(default_factory=list)
 
     def figures(self) -> list[float]:
         return [
-            statistics.median(self.memory or [0.0]),
-            statistics.median(self.descriptors or [0.0]),
-            *(percentile(self.latencies[agent], share) for agent in (FROZEN, STORED) for share in (0.5, 0.99)),
+            percentile(self.memory, 0.5),
+            percentile(self.descriptors, 0.5),
+            *(percentile(self.woken[agent], share) for agent in (FROZEN, STORED) for share in (0.5, 0.99)),
         ]
 
 
@@ -96,21 +97,24 @@ class Summary:
     seconds: float = 0.0
 
     def table(self) -> str:
-        head = "tenth  " + "  ".join(f"{name:>12}" for name, _ in FIGURES)
+        head = "tenth  " + "  ".join(f"{name:>12}" for name in (*(name for name, _ in FIGURES), "awake p50 ms"))
         rows = [
-            f"{number:>5}  " + "  ".join(f"{figure:>12.1f}" for figure in tenth.figures())
+            f"{number:>5}  "
+            + "  ".join(f"{figure:>12.1f}" for figure in (*tenth.figures(), percentile(tenth.running, 0.5)))
             for number, tenth in enumerate(self.tenths, 1)
         ]
         tiers = ", ".join(f"{tier} {count}" for tier, count in self.tiers.most_common())
         return "\n".join((head, *rows, f"requests by tier: {tiers}; {self.seconds:.0f} s"))
 
     def risen(self) -> list[str]:
-        """What the last tenth has too much of, compared with the second one."""
-        compared = zip(FIGURES, self.tenths[1].figures(), self.tenths[-1].figures(), strict=True)
+        """What the last tenth has too much of, compared with the second one. Times may rise as those of sandboxes do that are
+        awake: then the machine is busier."""
+        early, late = self.tenths[1], self.tenths[-1]
+        busier = max(1.0, percentile(late.running, 0.5) / max(percentile(early.running, 0.5), 0.001))
         return [
-            f"{name} rose from {early:.1f} to {late:.1f}"
-            for (name, (factor, extra)), early, late in compared
-            if late > factor * early + extra
+            f"{name} rose from {before:.1f} to {after:.1f}"
+            for (name, (factor, extra)), before, after in zip(FIGURES, early.figures(), late.figures(), strict=True)
+            if after > factor * before * (busier if name.endswith("ms") else 1.0) + extra
         ]
 
 
@@ -145,7 +149,9 @@ class Rests:
 
     async def _ask_again_and_again(self, http: httpx2.AsyncClient, agent: str, session: str) -> None:
         asked = 0
-        while self._done < self._cycles:
+
+        async def count() -> Answer:
+            nonlocal asked
             asked += 1
             try:
                 answer = await ask(http, session, {"do": "count"}, agent)
@@ -154,12 +160,19 @@ class Rests:
             if answer.result != asked:
                 raise SoakFailed(f"session {session} was asked {asked} times and counts {answer.result}")
             self.summary.tiers[answer.tier] += 1
-            if asked > 1 and answer.tier != "running":
-                self._tenth.latencies[agent].append(1000 * answer.seconds)
-                self._done += 1
-                if self._done % max(1, self._cycles // TENTHS) == 0:
-                    print(f"cycle {self._done:>6}: {dict(self.summary.tiers)}", flush=True)
+            return answer
+
+        await count()
+        while self._done < self._cycles:
             await asyncio.sleep(self._random.uniform(*REST))
+            woken, again = await count(), await count()
+            self._tenth.running.append(1000 * again.seconds)
+            if woken.tier == "running":
+                continue
+            self._tenth.woken[agent].append(1000 * woken.seconds)
+            self._done += 1
+            if self._done % max(1, self._cycles // TENTHS) == 0:
+                print(f"cycle {self._done:>6}: {dict(self.summary.tiers)}", flush=True)
 
     async def _measure(self) -> None:
         process = Path(f"/proc/{self._platform.pid}")
