@@ -34,7 +34,7 @@ from tests.system.platform import Platform, traces  # noqa: E402
 TIMEOUT = 120
 """The idle timeout, and the time until a sandbox is frozen: a second of the hasty server."""
 FROZEN, STORED = "soak-frozen", "soak-stored"
-SESSION_COUNTS = {FROZEN: 24, STORED: 10}
+SESSION_COUNTS = {FROZEN: 24, STORED: 6}
 REST = (1.0, 2.2)
 """Least and most seconds without a question: sometimes just when the sandbox is put to rest, mostly after that."""
 SAMPLE_INTERVAL = 1.0
