@@ -21,6 +21,10 @@ REQUEST_TIMEOUT = 60.0
 SESSIONS = f"/agents/{AGENT}/endpoint/sessions"
 
 
+class SoakFailed(Exception):
+    """What must not happen has happened."""
+
+
 class NoAnswer(Exception):
     """The question was refused or its answer broke off; the message is the kind of failure."""
 

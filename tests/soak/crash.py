@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import os
 import random
 import shutil
@@ -17,69 +16,34 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-import httpx2  # noqa: E402
-
-from tests.soak import client  # noqa: E402
-from tests.soak.client import AGENT, SESSIONS, Answer, NoAnswer, WrongAnswer  # noqa: E402
+from tests.soak.client import AGENT, SoakFailed, WrongAnswer, build_agent  # noqa: E402
 from tests.soak.leaks import Installation  # noqa: E402
+from tests.soak.load import WORKERS, Counts, Disturbance, Load  # noqa: E402
 from tests.system.platform import Platform, traces  # noqa: E402
 
-SESSION_COUNT = 10
-WORKERS = 6
 BATCH = 25
-FILES_EACH = 30
-LARGEST_FILE = 200_000
 AHEAD = 1
-ANSWER_DEADLINE = 60.0
-"""Seconds in which a session whose sandbox or server was killed answers again."""
 QUIET_DEADLINE = 30.0
 """Seconds in which nothing is left of what was killed, once nobody asks anything."""
 KINDS = ("server", "sandbox", "child")
 SETTINGS = {"CUPOLA_FREEZE_AFTER": "0.5", "CUPOLA_POOL_SIZE": str(AHEAD), "CUPOLA_STOP_GRACE": "5"}
 
 
-class SoakFailed(Exception):
-    """What must not happen has happened."""
-
-
-@dataclass
-class Disturbance:
-    """A kill or a stop, which excuses failed requests. `session` is None when it may be any; `ended` is infinite as long as it
-    lasts."""
-
-    kind: str
-    session: str | None
-    began: float
-    ended: float = float("inf")
-
-
-@dataclass
-class Known:
-    """What is known of a session: the hashes of acknowledged files, and when the newest successful request began."""
-
-    files: dict[str, str] = field(default_factory=dict)
-    succeeded: float = 0.0
-
-
-@dataclass
+@dataclass(frozen=True)
 class Summary:
     """What happened in a run."""
 
-    seed: int
-    kills: Counter[str] = field(default_factory=Counter)
-    answers: Counter[str] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
-    files: int = 0
-    downloads: int = 0
-    checks: int = 0
-    seconds: float = 0.0
+    kills: Counter[str]
+    counts: Counts
+    checks: int
+    seconds: float
 
     def table(self) -> str:
         def row(name: str, counts: Counter[str]) -> str:
@@ -89,10 +53,10 @@ class Summary:
         return "\n".join(
             (
                 row("kill -9", self.kills),
-                row("answers, by tier", self.answers),
-                row("failed requests, all with a cause", self.failures),
-                f"{'files acknowledged':<34}{self.files:>8}",
-                f"{'files downloaded intact':<34}{self.downloads:>8}",
+                row("answers, by tier", self.counts.answers),
+                row("failed requests, all with a cause", self.counts.failures),
+                f"{'files acknowledged':<34}{self.counts.files:>8}",
+                f"{'files downloaded intact':<34}{self.counts.downloads:>8}",
                 f"{'checks of what is left':<34}{self.checks:>8}",
                 f"{'seconds':<34}{self.seconds:>8.0f}",
             )
@@ -103,230 +67,58 @@ class Crash:
     """One run on one platform."""
 
     def __init__(self, platform: Platform, seed: int) -> None:
-        self.summary = Summary(seed)
         self._platform = platform
         self._installation = Installation(platform.data)
         self._random = random.Random(seed)  # noqa: S311
-        self._sessions = {f"soak-session-{number}": Known() for number in range(SESSION_COUNT)}
-        self._disturbances: list[Disturbance] = []
-        self._go = asyncio.Event()
-        self._asking = 0
-        self._number = 0
-        self._http: httpx2.AsyncClient | None = None
+        self._load = Load(platform, self._random)
+        self._kills: Counter[str] = Counter()
+        self._checks = 0
 
-    async def run(self, rounds: int) -> None:
+    async def run(self, rounds: int) -> Summary:
         """Raises SoakFailed, WrongAnswer."""
         began = time.monotonic()
-        await self._connect()
-        self._go.set()
-        load = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
-        chaos = asyncio.create_task(self._kill_again_and_again(rounds))
+        await self._load.connect()
+        self._load.resume()
+        workers = [asyncio.create_task(self._load.work()) for _ in range(WORKERS)]
+        kills = asyncio.create_task(self._kill_again_and_again(rounds))
         try:
             # A worker never returns: the first one that is done has failed.
-            done, _ = await asyncio.wait([chaos, *load], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([kills, *workers], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in (chaos, *load):
+            for task in (kills, *workers):
                 task.cancel()
-            await asyncio.gather(chaos, *load, return_exceptions=True)
-            if self._http is not None:
-                await self._http.aclose()
-            self.summary.seconds = time.monotonic() - began
-
-    async def _connect(self) -> None:
-        if self._http is not None:
-            await self._http.aclose()
-        self._http = await asyncio.to_thread(client.connect, self._platform)
-
-    # Load
-
-    async def _work(self) -> None:
-        deeds: list[tuple[Callable[[], Awaitable[None]], int]] = [
-            (self._write, 20),
-            (self._upload, 15),
-            (self._download, 10),
-            (self._stream, 20),
-            (self._look, 15),
-            (self._new_session, 15),
-            (self._stop, 5),
-            (self._rest, 10),
-        ]
-        while True:
-            await self._go.wait()
-            chosen = self._random.choices([deed for deed, _ in deeds], [weight for _, weight in deeds])[0]
-            self._asking += 1
-            try:
-                await chosen()
-            finally:
-                self._asking -= 1
-
-    def _any_session(self) -> str:
-        # Some are asked often, some seldom enough to be frozen.
-        weights = [1 / (1 + number) for number in range(len(self._sessions))]
-        return self._random.choices(list(self._sessions), weights)[0]
-
-    async def _ask(self, session: str | None, **order: object) -> Answer | None:
-        """An answer; None when there was none and that has a cause."""
-        assert self._http is not None
-        began = time.monotonic()
-        try:
-            answer = await client.ask(self._http, session, order)
-        except NoAnswer as error:
-            if not self._excused(session, began):
-                raise SoakFailed(
-                    f"a request to {session or 'a new session'} failed without a cause: {error}"
-                ) from error
-            self.summary.failures[str(error)] += 1
-            return None
-        self.summary.answers[answer.tier] += 1
-        if session is not None:
-            self._sessions[session].succeeded = max(began, self._sessions[session].succeeded)
-        return answer
-
-    def _excused(self, session: str | None, began: float) -> bool:
-        """Whether something was killed or stopped that the session has not recovered from before the request began."""
-        guids = self._installation.guids()
-        recovered = 0.0 if session is None else self._sessions[session].succeeded
-        return any(
-            (found.session is None or session is None or guids.get(found.session, found.session) == session)
-            and max(recovered, began - ANSWER_DEADLINE) <= found.ended
-            for found in self._disturbances
-        )
-
-    async def _write(self) -> None:
-        """The agent makes a file."""
-        session = self._any_session()
-        await self._make_room(session)
-        place, name, size = self._new_file(("home", "files"))
-        written = await self._ask(session, do="write", place=place, name=name, size=size, content=name)
-        if written is not None:
-            self._remember(session, f"{place}/{name}", _content(name, size))
-
-    async def _upload(self) -> None:
-        """A caller makes a file."""
-        session = self._any_session()
-        await self._make_room(session)
-        place, name, size = self._new_file(("uploads",))
-        path = f"{SESSIONS}/{session}/files/content?path={place}/{name}"
-        answer = await self._manage("PUT", path, content=_content(name, size))
-        if answer is not None and answer.status_code == 201:
-            self._remember(session, f"{place}/{name}", _content(name, size))
-
-    def _new_file(self, places: Sequence[str]) -> tuple[str, str, int]:
-        self._number += 1
-        return self._random.choice(places), f"file-{self._number}", self._random.randrange(LARGEST_FILE)
-
-    def _remember(self, session: str, path: str, content: bytes) -> None:
-        self._sessions[session].files[path] = hashlib.sha256(content).hexdigest()
-        self.summary.files += 1
-
-    async def _make_room(self, session: str) -> None:
-        known = self._sessions[session].files
-        if len(known) >= FILES_EACH:
-            oldest = next(iter(known))
-            # From now on it may be there or not.
-            del known[oldest]
-            place, _, name = oldest.partition("/")
-            await self._ask(session, do="remove", place=place, name=name)
-
-    async def _download(self) -> None:
-        session = self._any_session()
-        known = self._sessions[session].files
-        paths = [path for path in known if not path.startswith("files/")]
-        if not paths:
-            return
-        path = self._random.choice(paths)
-        expected = known[path]
-        query = path.replace("home/", "soak/")
-        answer = await self._manage("GET", f"{SESSIONS}/{session}/files/content?path={query}")
-        if answer is None or path not in known:
-            return
-        if answer.status_code != 200 or hashlib.sha256(answer.content).hexdigest() != expected:
-            raise SoakFailed(f"session {session} has lost or changed {path}: {answer.status_code}")
-        self.summary.downloads += 1
-
-    async def _stream(self) -> None:
-        pause = self._random.uniform(0, 0.05)
-        await self._ask(self._any_session(), do="nothing", pieces=self._random.randrange(1, 20), pause=pause)
-
-    async def _look(self) -> None:
-        session = self._any_session()
-        expected = dict(self._sessions[session].files)
-        answer = await self._ask(session, do="hashes")
-        if answer is not None:
-            self._compare(session, expected, answer)
-
-    def _compare(self, session: str, expected: dict[str, str], answer: Answer) -> None:
-        now = self._sessions[session].files
-        # What was removed since the question is no longer expected.
-        lost = [name for name in expected if name in now and answer.result.get(name) != expected[name]]
-        if lost:
-            raise SoakFailed(f"session {session} has lost or changed {len(lost)} files, of them {sorted(lost)[:5]}")
-
-    async def _new_session(self) -> None:
-        """A session with an id of the platform's, used once and deleted."""
-        assert self._http is not None
-        answer = await self._ask(None, do="count")
-        if answer is None:
-            return
-        if answer.result != 1:
-            raise SoakFailed(f"the new session {answer.session} has files of another one: it counts {answer.result}")
-        await self._manage("DELETE", f"{SESSIONS}/{answer.session}")
-
-    async def _stop(self) -> None:
-        session = self._any_session()
-        stop = Disturbance("stop", session, time.monotonic())
-        self._disturbances.append(stop)
-        await self._manage("POST", f"{SESSIONS}/{session}:stop")
-        stop.ended = time.monotonic()
-
-    async def _manage(self, method: str, path: str, content: bytes | None = None) -> httpx2.Response | None:
-        """A request that no sandbox answers, so that only the server's death excuses its failure; None after that."""
-        assert self._http is not None
-        began = time.monotonic()
-        try:
-            answer = await self._http.request(method, path, content=content)
-        except httpx2.TransportError as error:
-            if not any(found.kind == "server" and began <= found.ended for found in self._disturbances):
-                raise SoakFailed(f"{method} {path} failed without a cause: {error!r}") from error
-            return None
-        # A session that nobody has asked anything yet does not exist.
-        if answer.status_code not in (200, 201, 204, 404):
-            raise SoakFailed(f"{method} {path} was answered {answer.status_code}: {answer.text}")
-        return answer
-
-    async def _rest(self) -> None:
-        await asyncio.sleep(self._random.uniform(0.1, 1.0))
-
-    # Kills
+            await asyncio.gather(kills, *workers, return_exceptions=True)
+            await self._load.disconnect()
+        return Summary(self._kills, self._load.counts, self._checks, time.monotonic() - began)
 
     async def _kill_again_and_again(self, rounds: int) -> None:
         kills = {"server": self._kill_server, "sandbox": self._kill_sandbox, "child": self._kill_child}
         for number in range(1, rounds + 1):
             await asyncio.sleep(self._random.uniform(0.02, 0.8))
             session = await kills[self._random.choice(KINDS)]()
-            await self._answers(session or self._any_session())
+            await self._load.answers(session or self._load.any_session())
             if number % BATCH == 0 or number == rounds:
                 await self._check_everything()
                 print(
-                    f"round {number:>5}: {dict(self.summary.kills)}, {self.summary.answers.total()} answers", flush=True
+                    f"round {number:>5}: {dict(self._kills)}, {self._load.counts.answers.total()} answers", flush=True
                 )
 
     async def _kill_server(self) -> str | None:
         kill = Disturbance("server", None, time.monotonic())
-        self._disturbances.append(kill)
-        self._go.clear()
+        self._load.disturbances.append(kill)
+        self._load.hold()
         await asyncio.to_thread(self._platform.kill)
-        self.summary.kills["server"] += 1
-        await self._until(lambda: self._asking == 0, "requests to a dead server went on")
+        self._kills["server"] += 1
+        await self._load.quiet()
         await asyncio.to_thread(self._platform.start)
         left = traces(self._platform.data)
         if left:
             raise SoakFailed(f"a new server has left over of the dead one: {left}")
-        await self._connect()
+        await self._load.connect()
         kill.ended = time.monotonic()
-        self._go.set()
+        self._load.resume()
         return None
 
     async def _kill_sandbox(self) -> str | None:
@@ -350,59 +142,34 @@ class Crash:
         began = time.monotonic()
         if kind == "sandbox":
             # Before it is killed: the news may be everywhere before this goes on.
-            self._disturbances.append(Disturbance(kind, guid, began, began + 1.0))
+            self._load.disturbances.append(Disturbance(kind, guid, began, began + 1.0))
         descriptor = os.pidfd_open(process)
         try:
             # Only now it is certain whose process has this number.
             if process in self._installation.processes(sandbox):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                self.summary.kills[kind] += 1
+                self._kills[kind] += 1
         finally:
             os.close(descriptor)
         session = self._installation.guids().get(guid or "")
-        return session if session in self._sessions else None
-
-    # What must be true
-
-    async def _answers(self, session: str) -> None:
-        """Wait until a session answers, with its files."""
-        end = time.monotonic() + ANSWER_DEADLINE
-        while time.monotonic() < end:
-            expected = dict(self._sessions[session].files)
-            answer = await self._ask(session, do="hashes")
-            if answer is not None:
-                self._compare(session, expected, answer)
-                return
-        raise SoakFailed(f"session {session} does not answer any more")
+        return session if session in self._load.sessions else None
 
     async def _check_everything(self) -> None:
-        self._go.clear()
-        await self._until(lambda: self._asking == 0, "requests go on for ever")
-        for session in self._sessions:
-            await self._answers(session)
-        self._disturbances.clear()
+        self._load.hold()
+        await self._load.quiet()
+        for session in self._load.sessions:
+            await self._load.answers(session)
+        self._load.disturbances.clear()
         found: list[str] = []
         end = time.monotonic() + QUIET_DEADLINE
         while time.monotonic() < end:
             found = await asyncio.to_thread(self._installation.leaks, self._platform.pid, 2 * AHEAD)
             if not found:
-                self.summary.checks += 1
-                self._go.set()
+                self._checks += 1
+                self._load.resume()
                 return
             await asyncio.sleep(0.2)
         raise SoakFailed(f"left over: {found}")
-
-    async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
-        end = time.monotonic() + client.REQUEST_TIMEOUT + QUIET_DEADLINE
-        while not condition():
-            if time.monotonic() > end:
-                raise SoakFailed(otherwise)
-            await asyncio.sleep(0.01)
-
-
-def _content(name: str, size: int) -> bytes:
-    """What a file of some name and size holds; the agent makes the same."""
-    return hashlib.shake_256(name.encode()).digest(size)
 
 
 def _number_inside(process: int) -> int:
@@ -421,11 +188,10 @@ def soak(folder: Path, rounds: int, seed: int) -> Summary:
     """
     platform = Platform(folder / "data", SETTINGS).start()
     try:
-        version = platform.deploy(AGENT, client.build_agent(folder), enable_memory_snapshot=True)
+        version = platform.deploy(AGENT, build_agent(folder), enable_memory_snapshot=True)
         if version["status"] != "active":
             raise SoakFailed(f"the deployment failed: {version['error']}")
-        crash = Crash(platform, seed)
-        asyncio.run(crash.run(rounds))
+        summary = asyncio.run(Crash(platform, seed).run(rounds))
     finally:
         code = platform.stop()
     if code != 0:
@@ -433,7 +199,7 @@ def soak(folder: Path, rounds: int, seed: int) -> Summary:
     left = traces(platform.data)
     if left:
         raise SoakFailed(f"left over after the server's end: {left}")
-    return crash.summary
+    return summary
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import httpx2  # noqa: E402
 
-from tests.soak.client import Answer, NoAnswer, WrongAnswer, ask, build_agent, connect  # noqa: E402
+from tests.soak.client import Answer, NoAnswer, SoakFailed, WrongAnswer, ask, build_agent, connect  # noqa: E402
 from tests.soak.hasty_server import SPEED  # noqa: E402
 from tests.soak.leaks import Installation  # noqa: E402
 from tests.system.platform import Platform, traces  # noqa: E402
@@ -48,10 +48,6 @@ MEMORY_MARGIN = (1.10, 8.0)
 DESCRIPTORS_MARGIN = (1.10, 10.0)
 P50_MARGIN = (1.5, 5.0)
 P99_MARGIN = (2.0, 100.0)
-
-
-class SoakFailed(Exception):
-    """What must not happen has happened."""
 
 
 @dataclass
