@@ -27,6 +27,6 @@ def test_kills_at_random_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
 def test_sandboxes_rest_and_wake_again_and_again(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
-    summary = rest.soak(tmp_path, 120, seed)
+    summary = rest.soak(tmp_path, 90, seed)
     assert summary.tiers["frozen"] > 0
     assert summary.tiers["cold"] + summary.tiers["primed"] > len(rest.SESSION_COUNTS)
