@@ -129,13 +129,15 @@ class Platform:
 def traces(data: Path) -> list[str]:
     """Whatever of a platform is left on this machine: processes, control groups, mounts, run directories, sandboxes."""
     name = data.joinpath("installation").read_text().replace("-", "")[:12]
+    lives = DataFolder(data).is_locked()
     # Others' groups may vanish during the walk, which os.walk does not mind.
     groups = (
         Path(directory) / f"cupola-{name}"
         for directory, names, _ in os.walk("/sys/fs/cgroup")
         if f"cupola-{name}" in names
     )
-    found = [f"group {path}" for path in groups]
+    # A server that lives may have one of its own, with none for sandboxes in it.
+    found = [f"group {path}" for path in groups if not lives or any(path.glob("*/"))]
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal():
             continue
@@ -148,9 +150,8 @@ def traces(data: Path) -> list[str]:
             continue
     run = Path("/run/cupola") / name
     found += [f"{path}" for part in ("bundles", "state") for path in (run / part).glob("[!.]*")]
-    if run.exists() and not DataFolder(data).is_locked():
-        found.append(f"{run}")
-    if not DataFolder(data).is_locked():
+    if not lives:
+        found += [f"{run}"] if run.exists() else []
         found += _network_traces(name)
     sandboxes = data / "sandboxes"
     found += [str(path) for path in sandboxes.iterdir()] if sandboxes.exists() else []
