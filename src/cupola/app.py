@@ -73,8 +73,13 @@ DRAIN_DEADLINE = 10
 """Seconds that requests under way may take to finish after a stop was asked for."""
 
 
-def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
-    """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start."""
+def run(
+    settings: Settings, on_ready: Callable[[ServerState], None], uptime: Callable[[], float] = time.monotonic
+) -> None:
+    """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start.
+
+    `uptime` is the clock, in seconds, by which sandboxes are idle.
+    """
     folder = DataFolder(settings.data)
     tenant = folder.create()
     _allow_open_files()
@@ -83,7 +88,7 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
     if choice.driver == "docker":
         with folder.lock():
             docker = _docker_driver(settings, tenant)
-            uvloop.run(_Server(settings, folder, tenant, lambda _: docker).serve(on_ready))
+            uvloop.run(_Server(settings, folder, tenant, lambda _: docker, uptime).serve(on_ready))
         return
     try:
         enter_private_mount_namespace()
@@ -108,7 +113,7 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
                 disk_reserve=settings.disk_reserve,
             )
 
-        uvloop.run(_Server(settings, folder, tenant, oci).serve(on_ready))
+        uvloop.run(_Server(settings, folder, tenant, oci, uptime).serve(on_ready))
 
 
 def _allow_open_files() -> None:
@@ -166,12 +171,18 @@ def _run_directory(name: str) -> Iterator[Path]:
 
 class _Server:
     def __init__(
-        self, settings: Settings, folder: DataFolder, tenant: str, make_driver: Callable[[ServerState], Driver]
+        self,
+        settings: Settings,
+        folder: DataFolder,
+        tenant: str,
+        make_driver: Callable[[ServerState], Driver],
+        uptime: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._tenant = tenant
         self._make_driver = make_driver
+        self._uptime = uptime
 
     async def serve(self, on_ready: Callable[[ServerState], None]) -> None:
         settings = self._settings
@@ -256,7 +267,9 @@ class _Server:
         pool = WarmPool(launcher, primer, images, self._folder.sessions, settings.pool_size)
         egress_api.changed = pool.forget_all
         rest = Rest(settings.freeze_after, settings.hold_limit)
-        manager = SessionManager(database, images, launcher, primer, pool, self._folder.sessions, rest)
+        manager = SessionManager(
+            database, images, launcher, primer, pool, self._folder.sessions, rest, uptime=self._uptime
+        )
         provisioner = Provisioner(
             database,
             images,

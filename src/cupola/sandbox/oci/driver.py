@@ -32,6 +32,7 @@ from cupola.sandbox.oci.runtime_config import FILES, HOME, User, resolve_user, r
 from cupola.sandbox.oci.trees import remove_tree
 
 LOCK_NAME = "lock"
+STATE = "state"
 RUNTIME_CACHE = ".cache"
 LONGEST_REPORT = 64 * 1024
 START_DEADLINE = 30.0
@@ -68,6 +69,8 @@ def sweep_dead_installations(run_root: Path) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
+            # Runtimes in the middle of work end first: what they are about to make would come after the removal.
+            process.kill_by_argument(str(entry / STATE))
             groups = ControlGroups(f"cupola-{entry.name}", hierarchies)
             for name in groups.names():
                 groups.remove(name)
@@ -144,7 +147,7 @@ class OciDriver(Driver):
     ) -> None:
         self._run = run
         self._bundles = run / "bundles"
-        self._state = run / "state"
+        self._state = run / STATE
         self._data = data
         self._installation = installation
         self._requested_runtime = runtime
