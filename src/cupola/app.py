@@ -265,7 +265,6 @@ class _Server:
         )
         primer = Primer(launcher, database)
         pool = WarmPool(launcher, primer, images, self._folder.sessions, settings.pool_size)
-        egress_api.changed = pool.forget_all
         rest = Rest(settings.freeze_after, settings.hold_limit)
         manager = SessionManager(
             database, images, launcher, primer, pool, self._folder.sessions, rest, uptime=self._uptime
