@@ -1,7 +1,7 @@
-.PHONY: help setup demo test test-vm check bench lock clean
+.PHONY: help setup demo test test-vm soak-crash soak-rest check bench lock clean
 
 help:  ## what the targets do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## virtual environment in .venv and the system packages of the default driver
 	@scripts/setup
@@ -16,6 +16,12 @@ test:  ## every test; ARGS passes options to pytest
 test-vm: setup  ## the oci driver on hosts with only control groups v1 and only v2, in virtual machines
 	@.venv/bin/python tests/vm/run.py --install v1
 	@.venv/bin/python tests/vm/run.py --install v2
+
+soak-crash: setup  ## 1,000 kills -9 at random under load, about 40 minutes; ARGS="--rounds N --seed S"
+	@.venv/bin/python tests/soak/crash.py $(ARGS)
+
+soak-rest: setup  ## 10,000 times asleep and awake again, about 15 minutes; ARGS="--cycles N --seed S"
+	@.venv/bin/python tests/soak/rest.py $(ARGS)
 
 check: setup  ## lint, types, import rules
 	@.venv/bin/ruff check .

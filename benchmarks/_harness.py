@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,9 +66,14 @@ def report(title: str, rows: Sequence[Row], reference: str, goals: Sequence[Goal
             f"{ratio:>20.2f}  {added:>9.1f}"
         )
     print()
+    conclude(title, [asdict(row) for row in rows], goals, chosen)
+
+
+def conclude(title: str, rows: Sequence[Mapping[str, object]], goals: Sequence[Goal], chosen: Options) -> None:
+    """Print the goals, and write the figures to the file that was asked for."""
     for goal in goals:
         print(f"{'met' if goal.met else 'NOT met':>7}  {goal.text}")
     if chosen.json is not None:
-        figures = {"title": title, "rows": [asdict(row) for row in rows], "goals": [asdict(goal) for goal in goals]}
+        figures = {"title": title, "rows": rows, "goals": [asdict(goal) for goal in goals]}
         chosen.json.write_text(json.dumps(figures, indent=2))
     print(f"goals met: {sum(goal.met for goal in goals)} of {len(goals)}")

@@ -8,6 +8,7 @@ import datetime
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -57,6 +58,7 @@ from cupola.sandbox.oci.driver import (
 )
 from cupola.sandbox.oci.network.network import NetworkSettings
 from cupola.sessions.admission import Admission, Limits
+from cupola.sessions.egress import EgressPolicies
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
@@ -77,13 +79,17 @@ DRAIN_DEADLINE = 10
 """Seconds that requests under way may take to finish after a stop was asked for."""
 
 
-def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
+def run(
+    settings: Settings, on_ready: Callable[[ServerState], None], uptime: Callable[[], float] = time.monotonic
+) -> None:
     """Serve until SIGINT or SIGTERM; a second signal kills sandboxes at once. Raises CupolaError when it cannot start.
 
     When it is started by root, the server is a child of this process and runs as another user; this process is its node.
+    `uptime` is the clock, in seconds, by which sandboxes are idle.
     """
     folder = DataFolder(settings.data)
     tenant = folder.create()
+    _allow_open_files()
     choice = _choose_driver(settings)
     logger.info("sandboxes are made by the %s driver: %s", choice.driver, choice.reason)
     user = find_server_user(settings.server_user)
@@ -110,7 +116,7 @@ def run(settings: Settings, on_ready: Callable[[ServerState], None]) -> None:
             docker_socket=settings.docker_socket,
         )
         parts = Parts(driver, images, {"volumes": LocalVolumes(folder.volumes), "trials": LocalVolumes(folder.trials)})
-        server = _Server(settings, folder, tenant, state, sockets, on_ready)
+        server = _Server(settings, folder, tenant, state, sockets, on_ready, uptime)
         if user is None:
             give(folder.server, os.geteuid(), os.getegid())
             uvloop.run(_run_as_one(server, parts))
@@ -161,6 +167,13 @@ def _enter_private_mount_namespace() -> None:
             f"Sandboxes need mounts of their own, and the system refuses them ({error}). Run this as root, with "
             "CAP_SYS_ADMIN and outside of a chroot.",
         ) from error
+
+
+def _allow_open_files() -> None:
+    """Have as many files open as the system lets us: one sandbox takes a dozen, and some hundred more while it holds
+    connections to the platform. Many systems let a process begin with 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _choose_driver(settings: Settings) -> Choice:
@@ -241,6 +254,7 @@ class _Server:
         state: ServerState,
         sockets: tuple[socket.socket, socket.socket],
         on_ready: Callable[[ServerState], None],
+        uptime: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._folder = folder
@@ -249,6 +263,7 @@ class _Server:
         self._sockets = sockets
         self._on_ready = on_ready
         self.stopping = asyncio.Event()
+        self._uptime = uptime
 
     async def serve(self, host: Host) -> None:
         """Serve until `stopping` is set, by a signal or else."""
@@ -283,7 +298,7 @@ class _Server:
         settings, state = self._settings, self._state
         certificates = await asyncio.to_thread(self._certificates)
         tokens = Tokens(load_or_create_key(self._folder.signing_key), self._tenant)
-        egress_api = EgressApi(database, _default_egress(settings, host.driver))
+        egress = EgressPolicies(database, _default_egress(settings, host.driver))
         launcher = Launcher(
             host.driver,
             Installation(
@@ -291,7 +306,7 @@ class _Server:
                 project_endpoint=lambda project: f"{state.https_url}/api/projects/{project}",
                 startup_timeout=settings.startup_timeout,
                 stop_grace=settings.stop_grace,
-                egress=egress_api.policy,
+                egress=egress.policy,
             ),
             Admission(
                 Limits(
@@ -306,7 +321,9 @@ class _Server:
         images, volumes = host.images, host.volumes
         pool = WarmPool(launcher, primer, images, volumes, self._folder.logs, settings.pool_size)
         rest = Rest(settings.freeze_after, settings.hold_limit)
-        manager = SessionManager(database, images, launcher, primer, pool, volumes, self._folder.logs, rest)
+        manager = SessionManager(
+            database, images, launcher, primer, pool, volumes, self._folder.logs, rest, uptime=self._uptime
+        )
         provisioner = Provisioner(
             database,
             images,
@@ -323,7 +340,7 @@ class _Server:
         routes = [
             *agents_api.routes(),
             *SessionsApi(lookup, database, manager).routes(),
-            *egress_api.routes(),
+            *EgressApi(egress, pool.renew).routes(),
             *FilesApi(lookup, volumes).routes(),
             *LogsApi(lookup, manager).routes(),
             *gateway.routes(),

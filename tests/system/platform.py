@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx2
@@ -25,11 +25,14 @@ STOP_DEADLINE = 60.0
 
 
 class Platform:
-    """`cupola up` in a child process. `settings` are CUPOLA_* variables."""
+    """`cupola up`, or another program that serves, in a child process. `settings` are CUPOLA_* variables."""
 
-    def __init__(self, data: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, data: Path, settings: Mapping[str, str] | None = None, program: Sequence[str] = (*CUPOLA, "up")
+    ) -> None:
         self.data = data
-        self.settings = dict(settings or {})
+        self.settings = {"CUPOLA_HTTPS_PORT": "0", "CUPOLA_HTTP_PORT": "0", **(settings or {})}
+        self._program = program
         self.log = data.parent / f"{data.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -42,7 +45,7 @@ class Platform:
     def start(self) -> Platform:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*CUPOLA, "up", "--https-port", "0", "--http-port", "0"],
+                self._program,
                 env=self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         end = time.monotonic() + READY_DEADLINE
@@ -126,13 +129,15 @@ class Platform:
 def traces(data: Path) -> list[str]:
     """Whatever of a platform is left on this machine: processes, control groups, mounts, run directories, sandboxes."""
     name = data.joinpath("installation").read_text().replace("-", "")[:12]
+    lives = DataFolder(data).is_locked()
     # Others' groups may vanish during the walk, which os.walk does not mind.
     groups = (
         Path(directory) / f"cupola-{name}"
         for directory, names, _ in os.walk("/sys/fs/cgroup")
         if f"cupola-{name}" in names
     )
-    found = [f"group {path}" for path in groups]
+    # A server that lives may have one of its own, with none for sandboxes in it.
+    found = [f"group {path}" for path in groups if not lives or any(path.glob("*/"))]
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal():
             continue
@@ -147,9 +152,8 @@ def traces(data: Path) -> list[str]:
             continue
     run = Path("/run/cupola") / name
     found += [f"{path}" for part in ("bundles", "state") for path in (run / part).glob("[!.]*")]
-    if run.exists() and not DataFolder(data).is_locked():
-        found.append(f"{run}")
-    if not DataFolder(data).is_locked():
+    if not lives:
+        found += [f"{run}"] if run.exists() else []
         found += _network_traces(name)
     sandboxes = data / "sandboxes"
     found += [str(path) for path in sandboxes.iterdir()] if sandboxes.exists() else []
