@@ -33,6 +33,8 @@ from cupola.sandbox.oci.trees import remove_tree
 
 LOCK_NAME = "lock"
 STATE = "state"
+HIDING_SIZE = "size=64m"
+"""Of what hides a mount of control groups: a runtime writes a page there for each sandbox. Memory is taken as it is used."""
 RUNTIME_CACHE = ".cache"
 LONGEST_REPORT = 64 * 1024
 START_DEADLINE = 30.0
@@ -49,7 +51,7 @@ def enter_private_mount_namespace() -> None:
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
     hierarchies = find_hierarchies()
     if hierarchies.hybrid is not None and needs_hybrid_hidden(hierarchies):
-        linux.mount("none", str(hierarchies.hybrid), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m")
+        linux.mount("none", str(hierarchies.hybrid), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, HIDING_SIZE)
 
 
 def sweep_dead_installations(run_root: Path) -> None:
