@@ -128,7 +128,8 @@ class Crash:
         return await self._kill_process("child", lambda process: _number_inside(process) > 1)
 
     async def _kill_process(self, kind: str, wanted: Callable[[int], bool]) -> str | None:
-        """Kill a process of some sandbox; returns the id of the session whose it was, if that is known."""
+        """Kill a process of some sandbox; returns the id of the session whose it was, if that is known. None may be there, or
+        end by itself just then."""
         candidates = [
             (sandbox, process)
             for sandbox in self._installation.sandboxes()
@@ -143,7 +144,10 @@ class Crash:
         if kind == "sandbox":
             # Before it is killed: the news may be everywhere before this goes on.
             self._load.disturbances.append(Disturbance(kind, guid, began, began + 1.0))
-        descriptor = os.pidfd_open(process)
+        try:
+            descriptor = os.pidfd_open(process)
+        except ProcessLookupError:
+            return None
         try:
             # Only now it is certain whose process has this number.
             if process in self._installation.processes(sandbox):

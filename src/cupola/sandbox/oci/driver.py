@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 LOCK_NAME = "lock"
 STATE = "state"
+HIDING_SIZE = "size=64m"
+"""Of what hides a mount of control groups: a runtime writes a page there for each sandbox. Memory is taken as it is used."""
 RUNTIME_CACHE = ".cache"
 LONGEST_REPORT = 64 * 1024
 START_DEADLINE = 30.0
@@ -52,7 +54,7 @@ def enter_private_mount_namespace() -> None:
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
     hierarchies = find_hierarchies()
     if hierarchies.hybrid is not None and needs_hybrid_hidden(hierarchies):
-        linux.mount("none", str(hierarchies.hybrid), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m")
+        linux.mount("none", str(hierarchies.hybrid), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, HIDING_SIZE)
 
 
 def sweep_dead_installations(run_root: Path) -> None:

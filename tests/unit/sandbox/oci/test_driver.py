@@ -9,9 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cupola.sandbox.oci.cgroup import find_hierarchies
 from cupola.sandbox.oci.driver import LOCK_NAME, STATE, sweep_dead_installations
+from cupola.settings import Settings
 
 WAIT = "import signal; signal.pause()"
+
+
+def test_what_hides_control_groups_has_room_for_all_sandboxes() -> None:
+    # The process that runs the tests has hidden them as a server does.
+    hidden = find_hierarchies().hidden
+    if hidden is None:
+        pytest.skip("no control groups have to be hidden here, or not as this user")
+    assert os.statvfs(hidden).f_bfree >= 4 * Settings().max_sandboxes
 
 
 def test_a_runtime_that_a_dead_server_left_in_the_middle_of_work_is_ended(tmp_path: Path) -> None:
