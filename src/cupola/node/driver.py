@@ -10,6 +10,7 @@ from pathlib import Path
 from cupola.node import messages as wire
 from cupola.node.client import Lanes, NodeClient, NodeLost
 from cupola.sandbox.base import Driver, Exit, Output, Sandbox, SandboxSpec
+from cupola.sandbox.oci.pipes import OutputBudget, OutputPipe
 
 LOST = Exit(-9, reason="the part of the server that makes sandboxes has ended")
 
@@ -47,6 +48,8 @@ class NodeDriver(Driver):
         self._lanes = lanes
         self._outputs: dict[str, Output] = {}
         self._exits: dict[str, asyncio.Future[Exit]] = {}
+        self._pipes: dict[str, tuple[OutputPipe, ...]] = {}
+        self._budget = OutputBudget()
         client.printed = self._on_printed
         client.ended = self._on_ended
 
@@ -81,8 +84,11 @@ class NodeDriver(Driver):
         exited = self._exits[spec.name] = asyncio.get_running_loop().create_future()
         started, descriptors = await self._client.ask_for_descriptors(wire.Start(spec), wire.Started)
         sandbox = NodeSandbox(spec.name, exited, started.address, self._lanes)
+        self._pipes[spec.name] = tuple(
+            OutputPipe(stream, descriptors.pop(0), output, self._budget) for stream in started.pipes
+        )
         if descriptors:
-            sandbox.channel = socket.socket(fileno=descriptors[0])
+            sandbox.channel = socket.socket(fileno=descriptors.pop())
             sandbox.channel.setblocking(False)
         return sandbox
 
@@ -91,6 +97,8 @@ class NodeDriver(Driver):
             await self._client.ask(wire.Stop(name, grace), None)
         except NodeLost:
             self.lost()
+        for pipe in self._pipes.pop(name, ()):
+            pipe.finish()
         self._outputs.pop(name, None)
         self._exits.pop(name, None)
 

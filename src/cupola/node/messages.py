@@ -39,13 +39,14 @@ class Opened(Message, frozen=True):
 
 
 class Start(Message, frozen=True):
-    """Answered by `Started`, with the descriptor of the channel if there is one."""
+    """Answered by `Started`, with the descriptors of the pipes that it names, then of the channel if there is one."""
 
     spec: SandboxSpec
 
 
 class Started(Message, frozen=True):
     address: tuple[str, int]
+    pipes: tuple[Stream, ...]
 
 
 class Stop(Message, frozen=True):

@@ -19,12 +19,13 @@ from cupola.node.answers import describe_failure, encode_answer
 from cupola.node.frames import Connection, Lane
 from cupola.node.quick import QuickService, serve_lane
 from cupola.sandbox.base import Driver, Output, Sandbox, Stream
+from cupola.sandbox.oci.pipes import HeldPipes
 from cupola.sessions.volumes import LocalVolumes
 
 logger = logging.getLogger(__name__)
 
 MOST_UNSENT = 4 * 1024 * 1024
-"""Bytes that wait for the server, above which what sandboxes print is dropped."""
+"""Bytes that wait for the server, above which what sandboxes print beside their pipes is dropped."""
 
 Result = tuple[Any, list[int]]
 """What a request is answered with. The descriptors are closed when they were sent."""
@@ -109,11 +110,17 @@ class NodeService:
             case wire.Open():
                 return wire.Opened(driver.isolation, driver.can_attach, driver.no_egress), []
             case wire.Start(spec=spec):
-                sandbox = await driver.start(spec, self._output(spec.name))
+                held = HeldPipes(self._output(spec.name))
+                try:
+                    sandbox = await driver.start(spec, held)
+                except BaseException:
+                    held.close()
+                    raise
                 self._sandboxes[spec.name] = sandbox
                 sandbox.exited.add_done_callback(lambda ended: self._send(wire.Ended(spec.name, ended.result())))
                 channel, sandbox.channel = sandbox.channel, None
-                return wire.Started(sandbox.address), [] if channel is None else [channel.detach()]
+                descriptors = [*held.read_ends.values(), *([] if channel is None else [channel.detach()])]
+                return wire.Started(sandbox.address, tuple(held.read_ends)), descriptors
             case wire.Stop(sandbox=name, grace=grace):
                 await driver.stop(name, grace)
                 self._sandboxes.pop(name, None)
@@ -140,17 +147,9 @@ class NodeService:
         return None, []
 
     def _output(self, name: str) -> Output:
-        dropping = False
-
         def printed(stream: Stream, data: bytes) -> None:
-            nonlocal dropping
-            if self._connection.unsent > MOST_UNSENT:
-                dropping = True
-                return
-            if dropping:
-                dropping = False
-                self._send(wire.Printed(name, "status", b"Some output was lost: there was more than could be read.\n"))
-            self._send(wire.Printed(name, stream, data))
+            if self._connection.unsent < MOST_UNSENT:
+                self._send(wire.Printed(name, stream, data))
 
         return printed
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, unbroken
+from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, Stream, unbroken
 from cupola.sandbox.oci import linux, process
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
 from cupola.sandbox.oci.disk import Disk
 from cupola.sandbox.oci.network import forwarding
 from cupola.sandbox.oci.network.network import Network, NetworkSettings, SandboxNetwork
-from cupola.sandbox.oci.pipes import OutputBudget, OutputPipe, open_standard_input
+from cupola.sandbox.oci.pipes import HeldPipes, OutputBudget, OutputPipe, open_pipe, open_standard_input
 from cupola.sandbox.oci.runtime_config import FILES, HOME, User, resolve_user, runtime_config
 from cupola.sandbox.oci.trees import remove_tree
 
@@ -207,8 +207,6 @@ class OciDriver(Driver):
 
     async def make(self, spec: SandboxSpec, output: Output) -> Sandbox:
         loop = asyncio.get_running_loop()
-        pipes = (OutputPipe("stdout", output, self._budget), OutputPipe("stderr", output, self._budget))
-        self._outputs[spec.name] = pipes
         bundle = self._bundles / spec.name
         root = bundle / "root"
         network = await self.network.attach(
@@ -221,14 +219,15 @@ class OciDriver(Driver):
         pid_file = bundle / "pid"
         report = os.memfd_create("runtime-log")
         channel, standard_input = open_standard_input(spec.channel)
+        write_ends = self._open_outputs(spec.name, output)
         try:
             arguments = [
                 self._program, "--root", str(self._state), "--log", f"/proc/{os.getpid()}/fd/{report}",
                 *self._manager_option(), "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), spec.name,
             ]  # fmt: skip
-            runtime = self._spawn(arguments, stdin=standard_input, stdout=pipes[0].write_end, stderr=pipes[1].write_end)
-            for pipe in pipes:
-                pipe.start()
+            runtime = self._spawn(arguments, stdin=standard_input, stdout=write_ends[0], stderr=write_ends[1])
+            while write_ends:
+                os.close(write_ends.pop())
             code = await self._runtime_exit(runtime)
             if code != 0:
                 raise SandboxError(_runtime_message(os.pread(report, LONGEST_REPORT, 0), self._program, code))
@@ -237,8 +236,8 @@ class OciDriver(Driver):
                 channel.close()
             raise
         finally:
-            os.close(standard_input)
-            os.close(report)
+            for descriptor in (standard_input, report, *write_ends):
+                os.close(descriptor)
         pid = int(pid_file.read_text())
         sandbox = OciSandbox(spec.name, pid, network.namespace, self.network.ports, spec.port, user, self._sockets)
         sandbox.channel = channel
@@ -247,6 +246,18 @@ class OciDriver(Driver):
         process.watch_exit(pid).add_done_callback(lambda ended: self._on_exit(sandbox, ended.result()))
         await loop.run_in_executor(self._work, linux.unmount, str(root))
         return sandbox
+
+    def _open_outputs(self, name: str, output: Output) -> list[int]:
+        """The write ends of standard output and error; what is read from them goes to `output`, or whoever takes the pipes."""
+        streams: tuple[Stream, Stream] = ("stdout", "stderr")
+        pipes = {stream: open_pipe() for stream in streams}
+        if isinstance(output, HeldPipes):
+            output.read_ends = {stream: read_end for stream, (read_end, _) in pipes.items()}
+        else:
+            self._outputs[name] = tuple(
+                OutputPipe(stream, read_end, output, self._budget) for stream, (read_end, _) in pipes.items()
+            )
+        return [write_end for _, write_end in pipes.values()]
 
     def _spawn(self, arguments: list[str], *, stdin: int, stdout: int, stderr: int) -> int:
         pid = process.spawn(arguments, stdin=stdin, stdout=stdout, stderr=stderr)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 
-from cupola.sandbox.oci.pipes import CAPACITY, OutputBudget, OutputPipe
+from cupola.sandbox.oci.pipes import CAPACITY, OutputBudget, OutputPipe, open_pipe
 
 
 class Clock:
@@ -50,9 +50,8 @@ def test_several_floods_share_one_budget() -> None:
 
 async def test_all_that_is_printed_arrives_in_order_however_long_it_takes() -> None:
     taken = bytearray()
-    pipe = OutputPipe("stdout", lambda _, data: taken.extend(data), OutputBudget())
-    write_end = os.dup(pipe.write_end)
-    pipe.start()
+    read_end, write_end = open_pipe()
+    pipe = OutputPipe("stdout", read_end, lambda _, data: taken.extend(data), OutputBudget())
     printed = b"".join(b"%07d\n" % number for number in range(40_000))
 
     def write() -> None:
@@ -73,9 +72,8 @@ async def test_all_that_is_printed_arrives_in_order_however_long_it_takes() -> N
 
 async def test_what_is_left_in_the_pipe_is_taken_at_the_end() -> None:
     taken = bytearray()
-    pipe = OutputPipe("stderr", lambda _, data: taken.extend(data), OutputBudget())
-    write_end = os.dup(pipe.write_end)
-    pipe.start()
+    read_end, write_end = open_pipe()
+    pipe = OutputPipe("stderr", read_end, lambda _, data: taken.extend(data), OutputBudget())
     os.write(write_end, b"x" * CAPACITY)
     pipe.finish()
     assert len(taken) == CAPACITY
@@ -85,9 +83,8 @@ async def test_what_is_left_in_the_pipe_is_taken_at_the_end() -> None:
 
 async def test_who_never_closes_its_output_cannot_hold_up_the_end() -> None:
     taken = bytearray()
-    pipe = OutputPipe("stdout", lambda _, data: taken.extend(data), OutputBudget())
-    write_end = os.dup(pipe.write_end)
-    pipe.start()
+    read_end, write_end = open_pipe()
+    pipe = OutputPipe("stdout", read_end, lambda _, data: taken.extend(data), OutputBudget())
     pipe.finish()
     assert taken == b""
     os.close(write_end)
