@@ -34,6 +34,7 @@ from cupola.api.sessions import SessionsApi
 from cupola.api.tokens import TokensApi
 from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy
 from cupola.domain.errors import CupolaError, not_found
+from cupola.gateway.connection import BoundedConnection
 from cupola.gateway.invoke import Gateway
 from cupola.host.choice import Choice, choose, driver_checks
 from cupola.host.machine import look
@@ -341,7 +342,7 @@ def _listener(app: ASGIApp, certificates: Certificates | None) -> _Listener:
     return _Listener(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=BoundedConnection,
             ws="none",
             lifespan="off",
             interface="asgi3",

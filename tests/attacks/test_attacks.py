@@ -7,11 +7,9 @@ import asyncio
 import pytest
 
 from tests.attacks.arena import Arena
-from tests.attacks.attempts import run
 from tests.attacks.attempts.files import LAYER_CHANGES
-from tests.attacks.attempts.registry import ATTEMPTS, Wall
-
-assert run
+from tests.attacks.attempts.registry import Wall
+from tests.attacks.attempts.run import ATTEMPTS
 
 INSIDE = sorted(name for name, attempt in ATTEMPTS.items() if Wall.LAYERS not in attempt.walls)
 
