@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
 
@@ -14,9 +15,17 @@ from tests.attacks.attempts.run import ATTEMPTS
 INSIDE = sorted(name for name, attempt in ATTEMPTS.items() if Wall.LAYERS not in attempt.walls)
 
 
+@pytest.fixture(scope="module", params=["crun", "runc"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    program: str = request.param
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    return program
+
+
 @pytest.fixture(scope="module")
-def verdicts(arena: Arena) -> dict[str, str]:
-    return asyncio.run(arena.run(INSIDE))
+def verdicts(arena: Arena, runtime: str) -> dict[str, str]:
+    return asyncio.run(arena.run(INSIDE, runtime=runtime))
 
 
 @pytest.mark.parametrize("name", INSIDE)
@@ -27,7 +36,7 @@ def test_it_is_refused(verdicts: dict[str, str], name: str) -> None:
     assert verdict.startswith("refused: "), ATTEMPTS[name].tries
 
 
-def test_no_change_of_the_layers_is_seen_outside(arena: Arena) -> None:
+def test_no_change_of_the_layers_is_seen_outside(arena: Arena, runtime: str) -> None:
     before = {name: arena.layer_file(name) for name in LAYER_CHANGES}
-    asyncio.run(arena.run(f"layer_{name}" for name in LAYER_CHANGES))
+    asyncio.run(arena.run([f"layer_{name}" for name in LAYER_CHANGES], runtime=runtime))
     assert {name: arena.layer_file(name) for name in LAYER_CHANGES} == before
