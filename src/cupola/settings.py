@@ -44,7 +44,7 @@ class Settings:
     https_port: int = setting(8443, "port for HTTPS on localhost; 0 takes any free one")
     http_port: int = setting(8080, "port for HTTP on 127.0.0.1; 0 takes any free one")
     driver: str = setting("auto", "what makes sandboxes: oci, docker, or auto for the first of them that can")
-    oci_runtime: str = setting("", "OCI runtime of the oci driver; empty takes crun, else runc")
+    oci_runtime: str = setting("", "OCI runtime of the oci driver: crun, runc or runsc; empty takes crun, else runc")
     startup_timeout: float = setting(60.0, "how long an agent may take from its start to answering GET /readiness")
     stop_grace: float = setting(30.0, "time between SIGTERM and SIGKILL when a sandbox is stopped")
     freeze_after: float = setting(10.0, "idle time after which a sandbox is frozen; 0 never freezes")

@@ -104,7 +104,7 @@ def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path 
     )
 
 
-@pytest.fixture(params=["fake", "crun", "runc", "docker"])
+@pytest.fixture(params=["fake", "crun", "runc", "runsc", "docker"])
 async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     if request.param == "fake":
         made: Harness = FakeHarness()
