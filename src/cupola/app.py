@@ -37,6 +37,7 @@ from cupola.api.sessions import SessionsApi
 from cupola.api.tokens import TokensApi
 from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy
 from cupola.domain.errors import CupolaError, not_found
+from cupola.gateway.connection import BoundedConnection
 from cupola.gateway.invoke import Gateway
 from cupola.host.choice import Choice, choose, driver_checks
 from cupola.host.machine import look
@@ -132,7 +133,13 @@ def run(
             _take_precedence()
             become(user, folder.server, [layers])
 
-        run_apart(folder.path, parts, prepare, lambda ends: uvloop.run(_run_with_node(server, Node(ends, folder.path))))
+        run_apart(
+            folder.path,
+            parts,
+            sockets,
+            prepare,
+            lambda ends: uvloop.run(_run_with_node(server, Node(ends, folder.path))),
+        )
 
 
 async def _run_as_one(server: _Server, parts: Parts) -> None:
@@ -410,7 +417,7 @@ def _listener(app: ASGIApp, certificates: Certificates | None) -> _Listener:
     return _Listener(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=BoundedConnection,
             ws="none",
             lifespan="off",
             interface="asgi3",

@@ -48,7 +48,7 @@ class Settings:
         "",
         "user that the server runs as when root starts it; empty takes cupola or a number of its own; root is no change",
     )
-    oci_runtime: str = setting("", "OCI runtime of the oci driver; empty takes crun, else runc")
+    oci_runtime: str = setting("", "OCI runtime of the oci driver: crun, runc or runsc; empty takes crun, else runc")
     startup_timeout: float = setting(60.0, "how long an agent may take from its start to answering GET /readiness")
     stop_grace: float = setting(30.0, "time between SIGTERM and SIGKILL when a sandbox is stopped")
     freeze_after: float = setting(10.0, "idle time after which a sandbox is frozen; 0 never freezes")

@@ -72,9 +72,12 @@ class Arena:
         attributes = [(key, os.getxattr(file, key)) for key in os.listxattr(file)]
         return (found.st_mode, found.st_uid, found.st_ino, found.st_mtime_ns, content, attributes)
 
-    async def run(self, names: Iterable[str], without: frozenset[Wall] = frozenset()) -> dict[str, str]:
+    async def run(
+        self, names: Iterable[str], without: frozenset[Wall] = frozenset(), runtime: str | None = None
+    ) -> dict[str, str]:
         """The verdict of each attempt, in one sandbox that has some walls less."""
-        driver = OciDriver(f"attack{os.getpid()}n{self._number}", self._folder / "run", self._folder / "data")
+        installation = f"attack{os.getpid()}n{self._number}"
+        driver = OciDriver(installation, self._folder / "run", self._folder / "data", runtime)
         self._number += 1
         with _weakened(without, self.places):
             await driver.open()

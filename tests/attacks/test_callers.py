@@ -135,7 +135,8 @@ def test_a_token_in_the_address_does_not_count(target: Target) -> None:
 
 @pytest.mark.parametrize("path", ["//healthz", "/healthz/../api/projects/default/agents", "/msi/token/../../metrics",
                                   "/healthz%2f..%2fmetrics", "/HEALTHZ", "/healthz;/metrics", "/metrics?/healthz",
-                                  "/metrics#/healthz", "/api/projects/default/agents/%2e%2e/agents", "http://x/healthz/../metrics"])  # fmt: skip
+                                  "/metrics#/healthz", "/api/projects/default/agents/%2e%2e/agents",
+                                  "http://x/healthz/../metrics"])  # fmt: skip
 def test_a_public_path_opens_no_other(target: Target, path: str) -> None:
     answer = target.raw(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
     assert answer.split(b" ")[1] in (b"400", b"401", b"404")

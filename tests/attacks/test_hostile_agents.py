@@ -44,7 +44,7 @@ ANSWERS: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_hostile_answer_harms_nobody_else(target: Target, name: str) -> None:
     answer = target.invoke(ALICE, ANSWERS[name])
-    assert answer.status in (200, 500, 502, 504, 999)
+    assert answer.status in (200, 502)
     assert "set-cookie" not in answer.headers
     assert b"another's answer" not in answer.body
     # The next answers, the neighbour's and the agent's own, are whole.
@@ -120,7 +120,8 @@ def test_the_agent_does_not_see_the_caller_s_credentials(target: Target, header:
 
 
 IDS = ["../../../etc", "..%2f..%2f", "a b c d e f g h", "a" * 129, "short", "%00%00%00%00%00%00%00%00", "<script>alert",
-       "' or 1=1; --", "session\r\nx-evil: 1", "@newest", "$(reboot)", "\u0661\u0662\u0663\u0664\u0665\u0666\u0667\u0668"]  # fmt: skip
+       "' or 1=1; --", "session\r\nx-evil: 1", "@newest", "$(reboot)",
+       "\u0661\u0662\u0663\u0664\u0665\u0666\u0667\u0668"]  # fmt: skip
 
 
 @pytest.mark.parametrize("identifier", IDS)
@@ -135,7 +136,7 @@ def test_a_hostile_session_id_is_none(target: Target, identifier: str) -> None:
         assert made.status in (400, 404, 405)
         assert "x-evil" not in made.headers
     names = {path.name for path in (target.platform.data / "volumes").iterdir()}
-    assert all(len(name) == 36 for name in names)
+    assert all(name.isalnum() for name in names), names
 
 
 @pytest.mark.parametrize(
@@ -208,8 +209,7 @@ def test_an_agent_without_a_token_gets_nothing_from_the_platform(target: Target)
     "program",
     [
         "print([name for name in os.environ if any(part in name for part in ('SECRET', 'TOKEN', 'PASSWORD', 'CUPOLA'))])",
-        "print([n for n in os.listdir('/proc/self/fd') if os.path.exists(p := f'/proc/self/fd/{n}') "
-        "and 'cupola' in os.readlink(p)])",
+        "print([n for n in os.listdir('/proc/self/fd') if 'cupola' in os.path.realpath(f'/proc/self/fd/{n}')])",
         "print([line for line in open('/proc/self/mountinfo') if 'signing' in line or 'cupola.db' in line])",
         "print([name for name in os.listdir('/run') if 'cupola' in name])",
     ],

@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.attacks.arena import Arena
-from tests.attacks.attempts import run
 from tests.attacks.attempts.files import LAYER_CHANGES
-from tests.attacks.attempts.registry import ATTEMPTS, Wall
-
-assert run
+from tests.attacks.attempts.registry import Wall
+from tests.attacks.attempts.run import ATTEMPTS
 
 Verdicts = Callable[[frozenset[Wall]], dict[str, str]]
 NEED_OF_THE_HOST = {"raise_open_files": 24, "survive_lack_of_memory": 24}

@@ -117,6 +117,11 @@ class Platform:
         self._process.kill()
         self._process.wait()
 
+    def wait(self) -> int:
+        """The exit code of a server that ends by itself."""
+        assert self._process is not None
+        return self._process.wait(STOP_DEADLINE)
+
     def stop(self) -> int:
         """Ctrl-C; returns the exit code."""
         assert self._process is not None

@@ -23,7 +23,7 @@ from cupola.sandbox.docker import engine as engine_module
 from cupola.sandbox.docker.driver import DockerDriver
 from cupola.sandbox.docker.rootfs import OPAQUE, merged
 from cupola.sandbox.oci import linux
-from cupola.sandbox.oci.driver import mount_overlay
+from cupola.sandbox.oci.mounts import mount_overlay
 from tests.system.engine import EngineUnavailable, PrivateEngine, serve_engine
 
 ROOT = Path(__file__).parents[2]

@@ -106,7 +106,7 @@ def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path 
     )
 
 
-@pytest.fixture(params=["fake", "crun", "runc", "node", "docker"])
+@pytest.fixture(params=["fake", "crun", "runc", "runsc", "node", "docker"])
 async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     if request.param == "fake":
         made: Harness = FakeHarness()

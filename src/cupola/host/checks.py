@@ -46,7 +46,9 @@ def docker_checks(machine: Machine, engine: DockerEngine) -> list[Check]:
 def optional_checks(machine: Machine) -> list[Check]:
     """What no driver needs today."""
     return [
-        _program(machine, "gVisor", "runsc", "install runsc for sandboxes with a kernel of their own; not used yet"),
+        _program(
+            machine, "gVisor", "runsc", "apt install runsc, for sandboxes with a kernel of their own: see oci_runtime"
+        ),
         _program(
             machine, "nftables", "nft", "apt install nftables; without it sandboxes of the oci driver have no way out"
         ),

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,10 +98,16 @@ async def serve_node(sockets: Sockets, folder: Path, parts: Parts) -> None:
         await parts.images.close()
 
 
-def run_apart(folder: Path, parts: Parts, prepare: Callable[[], None], serve: Callable[[Sockets], None]) -> None:
+def run_apart(
+    folder: Path,
+    parts: Parts,
+    listening: Sequence[socket.socket],
+    prepare: Callable[[], None],
+    serve: Callable[[Sockets], None],
+) -> None:
     """Fork: the child calls `prepare` and `serve`, this process is its node until it ends. No thread may exist yet.
 
-    Signals to end go to this process, which passes them on. Raises SystemExit with the child's status unless that is 0.
+    The sockets that listen are the child's alone. Signals to end go to this process, which passes them on. Raises SystemExit with the child's status unless that is 0.
     """
     server_end, node_end = Sockets.pairs()
     node = os.getpid()
@@ -109,7 +115,8 @@ def run_apart(folder: Path, parts: Parts, prepare: Callable[[], None], serve: Ca
     if child == 0:
         node_end.close()
         os._exit(_be_the_server(node, prepare, lambda: serve(server_end)))
-    server_end.close()
+    for opened in (server_end, *listening):
+        opened.close()
     status = uvloop.run(_be_the_node(child, node_end, folder, parts))
     if status != 0:
         sys.exit(status if status > 0 else 128 - status)

@@ -44,13 +44,14 @@ def serve_lane(lane: Lane, folder: Path, service: QuickService) -> None:
 
 
 def _serve(lane: Lane, codec: wire.Codec[wire.QuickRequest], request: wire.QuickRequest, service: QuickService) -> None:
+    descriptors: list[int] = []
     try:
         result, descriptors = service.perform(request)
+        answer = encode_answer(codec, 0, result)
     except Exception as error:
-        lane.send(codec.encode(describe_failure(0, error)))
-        return
+        answer = codec.encode(describe_failure(0, error))
     try:
-        lane.send(encode_answer(codec, 0, result), descriptors)
+        lane.send(answer, descriptors)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -90,16 +90,15 @@ class NodeService:
         task.add_done_callback(lambda _: self._tasks.pop(number, None))
 
     async def _serve(self, number: int, request: wire.Request) -> None:
+        descriptors: list[int] = []
         try:
             result, descriptors = await self._perform(number, request)
+            self._connection.send(encode_answer(self._codec, number, result), descriptors)
         except asyncio.CancelledError:
             self._send(wire.Failed(number, 499, "cancelled", "The request was cancelled."))
             raise
         except Exception as error:
             self._send(describe_failure(number, error))
-            return
-        try:
-            self._connection.send(encode_answer(self._codec, number, result), descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

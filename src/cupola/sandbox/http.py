@@ -310,6 +310,8 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
+        if not 100 <= self.status <= 599:
+            raise AgentConnectionError(f"its status is {self.status}")
         if self.status < 200:
             self.headers.clear()
             return

@@ -33,6 +33,9 @@ MS_RDONLY, MS_NOSUID, MS_REMOUNT, MS_BIND, MS_MOVE = 1, 2, 32, 4096, 8192
 AT_FDCWD = -100
 
 
+_run: Callable[[], object]
+
+
 def secret_by(path: str) -> None:
     """Read the host's secret file by some path."""
     if Path(path).read_text() != "host secret":

@@ -1,4 +1,4 @@
-"""Attempts to break out, and how they are run. This and all beside it also runs inside of sandboxes: standard library only.
+"""Attempts to break out, and how they are run. All modules here also run inside of sandboxes: standard library only.
 
 An attempt is a function. It returns when it has succeeded, and raises OSError when the system refused it.
 """
@@ -154,7 +154,7 @@ def verdict(chosen: Attempt) -> str:
         os.write(writing, text.encode()[:4000])
         os._exit(0)
     os.close(writing)
-    text = _read(reading, time.monotonic() + DEADLINE)
+    said = _read(reading, time.monotonic() + DEADLINE)
     os.close(reading)
     for group in (child, -child):
         try:
@@ -162,9 +162,9 @@ def verdict(chosen: Attempt) -> str:
         except OSError:
             continue
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if text is None:
+    if said is None:
         return f"broken: it did not end within {DEADLINE:g} s"
-    return text or f"refused: killed by signal {-status}"
+    return said or f"refused: killed by signal {-status}"
 
 
 def _read(descriptor: int, end: float) -> str | None:

@@ -26,6 +26,7 @@ from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, Sandbo
 from cupola.sandbox.oci import linux, process
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
 from cupola.sandbox.oci.disk import Disk
+from cupola.sandbox.oci.mounts import attach_directories, make_directories, mount_overlay
 from cupola.sandbox.oci.network import forwarding
 from cupola.sandbox.oci.network.network import Network, NetworkSettings, SandboxNetwork
 from cupola.sandbox.oci.pipes import HeldPipes, OutputBudget, OutputPipe, open_pipe, open_standard_input
@@ -38,6 +39,7 @@ LOCK_NAME = "lock"
 STATE = "state"
 HIDING_SIZE = "size=64m"
 """Of what hides a mount of control groups: a runtime writes a page there for each sandbox. Memory is taken as it is used."""
+RUNSC = "runsc"
 RUNTIME_CACHE = ".cache"
 LONGEST_REPORT = 64 * 1024
 START_DEADLINE = 30.0
@@ -138,7 +140,6 @@ class OciDriver(Driver):
     """
 
     isolation = Isolation(filesystem=True, processes=True, network=True, resource_limits=True)
-    can_attach = True
 
     def __init__(
         self,
@@ -156,6 +157,8 @@ class OciDriver(Driver):
         self._data = data
         self._installation = installation
         self._requested_runtime = runtime
+        # The kernel of a runsc sandbox is a process, which has seen its mounts once and for all.
+        self.can_attach = Path(runtime or "").name != RUNSC
         self.network = Network(installation, run, network or NetworkSettings())
         self._sandboxes: dict[str, OciSandbox] = {}
         self._outputs: dict[str, tuple[OutputPipe, ...]] = {}
@@ -223,7 +226,7 @@ class OciDriver(Driver):
         try:
             arguments = [
                 self._program, "--root", str(self._state), "--log", f"/proc/{os.getpid()}/fd/{report}",
-                *self._manager_option(), "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), spec.name,
+                *self._runtime_options(), "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), spec.name,
             ]  # fmt: skip
             runtime = self._spawn(arguments, stdin=standard_input, stdout=write_ends[0], stderr=write_ends[1])
             while write_ends:
@@ -274,8 +277,12 @@ class OciDriver(Driver):
         process.reap_adopted(Path(self._program).name, self._children)
         return code
 
-    def _manager_option(self) -> list[str]:
-        return ["--cgroup-manager", "cgroupfs"] if Path(self._program).name == "crun" else []
+    def _runtime_options(self) -> list[str]:
+        name = Path(self._program).name
+        if name == "crun":
+            return ["--cgroup-manager", "cgroupfs"]
+        # The network namespace in which it runs is the sandbox's own, where the platform listens and connects.
+        return ["--network=host"] if name == RUNSC else []
 
     def _prepare(self, spec: SandboxSpec, bundle: Path, root: Path, network: SandboxNetwork) -> User:
         writable = self._data / spec.name
@@ -284,7 +291,7 @@ class OciDriver(Driver):
         (writable / "work").mkdir()
         user = resolve_user(spec.user, spec.layers)
         home, files = spec.home or writable / "home", spec.files or writable / "files"
-        _make_directories(user, home, files)
+        make_directories(user, home, files)
         durable = [path for path in (spec.home, spec.files) if path is not None]
         self._disk.claim(spec.name, durable, writable)
         hosts = bundle / "hosts"
@@ -320,7 +327,7 @@ class OciDriver(Driver):
         return True
 
     def _claim(self, name: str, user: User, home: Path, files: Path) -> None:
-        _make_directories(user, home, files)
+        make_directories(user, home, files)
         self._disk.claim(name, [home, files])
 
     async def freeze(self, name: str) -> None:
@@ -346,7 +353,7 @@ class OciDriver(Driver):
     async def _attach(self, name: str, namespace: int, user: User, home: Path, files: Path) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._work, self._claim, name, user, home, files)
-        await loop.run_in_executor(self._mounts, _attach, namespace, user, {HOME: home, FILES: files})
+        await loop.run_in_executor(self._mounts, attach_directories, namespace, user, {HOME: home, FILES: files})
 
     async def remove(self, name: str, grace: float) -> None:
         sandbox = self._sandboxes.get(name)
@@ -386,6 +393,9 @@ class OciDriver(Driver):
         for directory in (self._state / name, self._bundles / name, self._data / name):
             if directory.exists():
                 remove_tree(directory)
+        # The state that runsc keeps is no directory.
+        for file in self._state.glob(f"{name}_sandbox:*"):
+            file.unlink(missing_ok=True)
         self._disk.release(name)
 
     async def names(self) -> frozenset[str]:
@@ -396,54 +406,6 @@ class OciDriver(Driver):
         directories = (self._state, self._bundles, self._data)
         on_disk = {entry.name for directory in directories for entry in os.scandir(directory) if entry.is_dir()}
         return self._groups.names() | frozenset(on_disk - {RUNTIME_CACHE})
-
-
-def _make_directories(user: User, *directories: Path) -> None:
-    """Have the directories, with all that is in them the user's own: files may be older than the user, who comes with the
-    image of a version. Links are not followed."""
-    for directory in directories:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if directory.stat().st_uid == user.uid:
-            continue
-        os.chown(directory, user.uid, user.gid)
-        for _, inner, files, descriptor in os.fwalk(directory):
-            for name in (*inner, *files):
-                with contextlib.suppress(FileNotFoundError):
-                    os.chown(name, user.uid, user.gid, dir_fd=descriptor, follow_symlinks=False)
-
-
-def _attach(namespace: int, user: User, directories: dict[str, Path]) -> None:
-    """Mount host directories at paths of another mount namespace. For a thread that does nothing else.
-
-    The paths are looked up inside the namespace: whatever its processes made of them, they lead nowhere outside.
-    """
-    _make_directories(user, *directories.values())
-    own = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    mounts: dict[str, int] = {}
-    try:
-        for target, directory in directories.items():
-            mounts[target] = linux.clone_directory_mount(str(directory))
-        linux.setns(namespace, linux.CLONE_NEWNS)
-        try:
-            for target, descriptor in mounts.items():
-                linux.attach_mount(descriptor, target)
-        finally:
-            linux.setns(own, linux.CLONE_NEWNS)
-    finally:
-        for descriptor in (own, *mounts.values()):
-            os.close(descriptor)
-
-
-def mount_overlay(layers: tuple[Path, ...], upper: Path, work: Path, target: Path) -> None:
-    # Layers are named by descriptors: a mount takes at most a page of options, and paths may hold `:` or `,`.
-    descriptors = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (*reversed(layers), upper, work)]
-    try:
-        *lower, upper_path, work_path = (f"/proc/self/fd/{descriptor}" for descriptor in descriptors)
-        options = f"lowerdir={':'.join(lower)},upperdir={upper_path},workdir={work_path}"
-        linux.mount("overlay", str(target), "overlay", linux.MS_NODEV | linux.MS_NOSUID, options)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
 
 
 def _runtime_message(log: bytes, program: str, code: int) -> str:
