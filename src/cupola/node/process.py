@@ -107,7 +107,8 @@ def run_apart(
 ) -> None:
     """Fork: the child calls `prepare` and `serve`, this process is its node until it ends. No thread may exist yet.
 
-    The sockets that listen are the child's alone. Signals to end go to this process, which passes them on. Raises SystemExit with the child's status unless that is 0.
+    The sockets that listen are the child's alone. Signals to end go to this process, which passes them on. Raises SystemExit
+    with the child's status unless that is 0.
     """
     server_end, node_end = Sockets.pairs()
     node = os.getpid()
@@ -115,7 +116,8 @@ def run_apart(
     if child == 0:
         node_end.close()
         os._exit(_be_the_server(node, prepare, lambda: serve(server_end)))
-    for opened in (server_end, *listening):
+    server_end.close()
+    for opened in listening:
         opened.close()
     status = uvloop.run(_be_the_node(child, node_end, folder, parts))
     if status != 0:
