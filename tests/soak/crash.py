@@ -95,15 +95,17 @@ class Crash:
 
     async def _kill_again_and_again(self, rounds: int) -> None:
         kills = {"server": self._kill_server, "sandbox": self._kill_sandbox, "child": self._kill_child}
-        for number in range(1, rounds + 1):
+        while (killed := self._kills.total()) < rounds:
             await asyncio.sleep(self._random.uniform(0.02, 0.8))
             session = await kills[self._random.choice(KINDS)]()
+            number = self._kills.total()
+            if number == killed:
+                continue
             await self._load.answers(session or self._load.any_session())
             if number % BATCH == 0 or number == rounds:
                 await self._check_everything()
-                print(
-                    f"round {number:>5}: {dict(self._kills)}, {self._load.counts.answers.total()} answers", flush=True
-                )
+                answers = self._load.counts.answers.total()
+                print(f"round {number:>5}: {dict(self._kills)}, {answers} answers", flush=True)
 
     async def _kill_server(self) -> str | None:
         kill = Disturbance("server", None, time.monotonic())

@@ -49,7 +49,7 @@ class Platform:
                 env=self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         end = time.monotonic() + READY_DEADLINE
-        while self.run("env").returncode != 0:
+        while (state := DataFolder(self.data).running_server()) is None or state.pid != self._process.pid:
             if self._process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
             time.sleep(0.02)
