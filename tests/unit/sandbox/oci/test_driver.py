@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ def test_a_runtime_that_a_dead_server_left_in_the_middle_of_work_is_ended(tmp_pa
     (run / LOCK_NAME).touch()
     with subprocess.Popen([sys.executable, "-c", WAIT, "--root", str(run / STATE)]) as runtime:
         try:
+            # The kernel shows the arguments a moment after the program was started.
+            while not Path(f"/proc/{runtime.pid}/cmdline").read_bytes():
+                time.sleep(0.001)
             sweep_dead_installations(tmp_path)
             assert runtime.wait(10) == -signal.SIGKILL
         finally:
