@@ -232,8 +232,10 @@ class StoredSessions:
 
     def look(self, create: float) -> Stored:
         found, listing = self.list_all()
-        pid = self._platform.pid
-        return Stored(found, of_process(pid, "Rss"), of_process(pid, "Pss"), create, listing)
+        resident, proportional = (
+            sum(of_process(process, kind) for process in self._platform.processes) for kind in ("Rss", "Pss")
+        )
+        return Stored(found, resident, proportional, create, listing)
 
 
 def measure_stored(folder: Path, chosen: Options) -> list[Stored]:

@@ -62,7 +62,7 @@ class Installation:
             mounts = Path(f"/proc/{process}/mountinfo").read_text()
         except OSError:
             return None
-        found = re.search(r"/sessions/([^/ ]+)/files /files ", mounts)
+        found = re.search(r"/volumes/([^/ ]+)/files /files ", mounts)
         return None if found is None else found[1]
 
     def leaks(self, server: int, ahead: int) -> list[str]:
@@ -77,7 +77,12 @@ class Installation:
         inside = {process for sandbox in sandboxes for process in self.processes(sandbox)}
         found += [f"group of {sandbox} without processes" for sandbox in sandboxes if not self.processes(sandbox)]
         found += [f"group {path} of a sandbox that is gone" for path in self._missing_groups(sandboxes)]
-        others = [f"child {child} of the server" for child in _children(server) if child not in inside]
+        # The node's own child is the server, which runs the same program.
+        others = [
+            f"child {child} of the server"
+            for child in _children(server)
+            if child not in inside and _arguments(child) != _arguments(server)
+        ]
         found += others if len(others) > HELPERS else []
         found += self._mounts(server)
         found += self._network(server, len(sandboxes))
@@ -128,6 +133,13 @@ class Installation:
 def _children(process: int) -> list[int]:
     tasks = Path(f"/proc/{process}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def _arguments(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def _namespaces_of(process: int) -> dict[str, str]:

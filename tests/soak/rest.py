@@ -171,12 +171,14 @@ class Rests:
                 print(f"cycle {self._done:>6}: {dict(self.summary.tiers)}", flush=True)
 
     async def _measure(self) -> None:
-        process = Path(f"/proc/{self._platform.pid}")
+        processes = [Path(f"/proc/{process}") for process in self._platform.processes]
         while True:
-            status = (process / "status").read_text()
-            kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))
-            self._tenth.memory.append(int(kilobytes) / 1024)
-            self._tenth.descriptors.append(len(list((process / "fd").iterdir())))
+            statuses = [(process / "status").read_text() for process in processes]
+            kilobytes = [
+                int(line.split()[1]) for text in statuses for line in text.splitlines() if line.startswith("VmRSS:")
+            ]
+            self._tenth.memory.append(sum(kilobytes) / 1024)
+            self._tenth.descriptors.append(sum(len(list((process / "fd").iterdir())) for process in processes))
             await asyncio.sleep(SAMPLE_INTERVAL)
 
     async def _nothing_is_left(self) -> None:

@@ -57,8 +57,22 @@ class Platform:
 
     @property
     def pid(self) -> int:
+        """The process id of what was started: the node."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def server(self) -> int:
+        """The process id of the server, which is a child of the node unless it is the same process."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        # Sandboxes are children too, and run other programs.
+        found = [int(child) for child in children if b"cupola" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        return found[0] if found else self.pid
+
+    @property
+    def processes(self) -> frozenset[int]:
+        """The process ids of the server and its node."""
+        return frozenset({self.pid, self.server})
 
     def run(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a `cupola` command."""

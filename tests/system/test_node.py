@@ -21,13 +21,6 @@ ECHO = "/agents/echo/endpoint/protocols/openai/responses"
 Start = Callable[..., Platform]
 
 
-def server_of(platform: Platform) -> int:
-    """The process id of the server, which is a child of the node; sandboxes are too, and run other programs."""
-    children = Path(f"/proc/{platform.pid}/task/{platform.pid}/children").read_text().split()
-    (server,) = (int(child) for child in children if b"cupola" in Path(f"/proc/{child}/cmdline").read_bytes())
-    return server
-
-
 def status_of(process: int) -> dict[str, str]:
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -50,7 +43,7 @@ def test_who_faces_the_network_has_no_rights(start_platform: Start, echo_image: 
     assert platform.deploy("echo", echo_image)["status"] == "active"
     with platform.http() as http:
         http.post(ECHO, json={"input": "hello", "agent_session_id": "session-1"}).raise_for_status()
-    server = server_of(platform)
+    server = platform.server
     status = status_of(server)
     assert status["Uid"].split() == status["Gid"].split() == [str(NUMBER)] * 4
     assert status["Groups"] == ""
@@ -91,7 +84,7 @@ print("keeps", sorted(os.listdir(data / "server")))
     entered = [
         "nsenter",
         "--mount",
-        f"--target={server_of(platform)}",
+        f"--target={platform.server}",
         "--setuid",
         str(NUMBER),
         "--setgid",
@@ -108,7 +101,7 @@ def test_a_server_that_is_killed_takes_the_node_and_every_sandbox_along(start_pl
     assert platform.deploy("echo", echo_image)["status"] == "active"
     with platform.http() as http:
         http.post(ECHO, json={"input": "hello", "agent_session_id": "session-1"}).raise_for_status()
-    os.kill(server_of(platform), signal.SIGKILL)
+    os.kill(platform.server, signal.SIGKILL)
     assert platform.wait() == 128 + signal.SIGKILL
     assert traces(platform.data) == []
     restarted = start_platform(platform.data)
@@ -118,7 +111,7 @@ def test_a_server_that_is_killed_takes_the_node_and_every_sandbox_along(start_pl
 
 def test_a_node_that_is_killed_takes_the_server_along(start_platform: Start) -> None:
     platform = start_platform()
-    watched = os.pidfd_open(server_of(platform))
+    watched = os.pidfd_open(platform.server)
     platform.kill()
     assert select.select([watched], [], [], 10)[0], "the server lives on without its node"
     os.close(watched)
