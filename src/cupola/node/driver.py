@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cupola.node import messages as wire
 from cupola.node.client import Lanes, NodeClient, NodeLost
-from cupola.sandbox.base import Driver, Exit, Output, Sandbox, SandboxSpec
+from cupola.sandbox.base import Driver, Exit, Output, Sandbox, SandboxSpec, unbroken
 from cupola.sandbox.oci.pipes import OutputBudget, OutputPipe
 
 LOST = Exit(-9, reason="the part of the server that makes sandboxes has ended")
@@ -109,7 +109,7 @@ class NodeDriver(Driver):
         self._lanes.ask_quickly(wire.Thaw(name), None)
 
     async def attach(self, name: str, home: Path, files: Path) -> None:
-        await self._client.ask(wire.Attach(name, home, files), None)
+        await unbroken(self._client.ask(wire.Attach(name, home, files), None))
 
     def hurry(self) -> None:
         self._client.tell(wire.Hurry())

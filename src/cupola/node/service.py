@@ -87,16 +87,19 @@ class NodeService:
             return
         task = group.create_task(self._serve(number, request), name=f"node request {type(request).__name__}")
         self._tasks[number] = task
-        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+        task.add_done_callback(lambda task: self._end(number, task))
+
+    def _end(self, number: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[number]
+        # Here, because one that is cancelled at once never begins.
+        if task.cancelled():
+            self._send(wire.Failed(number, 499, "cancelled", "The request was cancelled."))
 
     async def _serve(self, number: int, request: wire.Request) -> None:
         descriptors: list[int] = []
         try:
             result, descriptors = await self._perform(number, request)
             self._connection.send(encode_answer(self._codec, number, result), descriptors)
-        except asyncio.CancelledError:
-            self._send(wire.Failed(number, 499, "cancelled", "The request was cancelled."))
-            raise
         except Exception as error:
             self._send(describe_failure(number, error))
         finally:

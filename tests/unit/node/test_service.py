@@ -180,6 +180,14 @@ async def test_a_request_that_is_given_up_ends_in_the_node(tmp_path: Path) -> No
     await asyncio.gather(pair.serving, pair.running)
 
 
+async def test_a_request_that_is_given_up_at_once_is_answered(pair: Pair) -> None:
+    resolving = asyncio.create_task(pair.node.images.resolve(parse_reference("registry.example.com/serve:1")))
+    await asyncio.sleep(0)
+    resolving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await resolving
+
+
 async def test_files_are_the_nodes(pair: Pair) -> None:
     files = pair.node.volumes.files("session-1")
 
