@@ -24,7 +24,7 @@ def text(answer: httpx2.Response) -> str:
 def test_an_agent_is_deployed_invoked_and_gone_after_a_stop(
     start_platform: Callable[..., Platform], engine: PrivateEngine, echo_image: str
 ) -> None:
-    platform = start_platform(CUPOLA_DRIVER="docker", CUPOLA_DOCKER_SOCKET=str(engine.socket))
+    platform = start_platform(CUPOLA_DRIVER="docker", CUPOLA_DOCKER_SOCKET=str(engine.socket), CUPOLA_POOL_SIZE="0")
     assert platform.deploy("echo", echo_image)["status"] == "active"
     with platform.http() as http:
         first = http.post(ECHO, json={"input": "hello"})
@@ -43,7 +43,7 @@ def test_an_agent_is_deployed_invoked_and_gone_after_a_stop(
 def test_an_agent_that_does_not_start_is_told_with_its_output(
     start_platform: Callable[..., Platform], engine: PrivateEngine, agent_image: Callable[[str, str], str]
 ) -> None:
-    platform = start_platform(CUPOLA_DRIVER="docker", CUPOLA_DOCKER_SOCKET=str(engine.socket))
+    platform = start_platform(CUPOLA_DRIVER="docker", CUPOLA_DOCKER_SOCKET=str(engine.socket), CUPOLA_POOL_SIZE="0")
     version = platform.deploy("broken", agent_image("broken", "import sys; sys.exit('no key is set')"))
     assert version["status"] == "failed"
     assert "exited with code 1" in str(version["error"])
@@ -55,7 +55,7 @@ def test_what_a_killed_server_left_at_the_engine_is_gone_after_the_next_start(
     start_platform: Callable[..., Platform], engine: PrivateEngine, echo_image: str
 ) -> None:
     # Nothing asks for docker here: it is taken because there is no OCI runtime of that name.
-    settings = {"CUPOLA_OCI_RUNTIME": "no-such-runtime", "CUPOLA_DOCKER_SOCKET": str(engine.socket)}
+    settings = {"CUPOLA_OCI_RUNTIME": "no-such-runtime", "CUPOLA_DOCKER_SOCKET": str(engine.socket), "CUPOLA_POOL_SIZE": "0"}
     platform = start_platform(**settings)
     assert "by the docker driver: oci cannot be used (no no-such-runtime on the PATH)" in platform.log.read_text()
     assert platform.deploy("echo", echo_image)["status"] == "active"
