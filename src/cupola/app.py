@@ -8,6 +8,7 @@ import datetime
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -52,6 +53,7 @@ from cupola.sandbox.oci.driver import (
 )
 from cupola.sandbox.oci.network.network import NetworkSettings
 from cupola.sessions.admission import Admission, Limits
+from cupola.sessions.egress import EgressPolicies
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
@@ -80,6 +82,7 @@ def run(
     """
     folder = DataFolder(settings.data)
     tenant = folder.create()
+    _allow_open_files()
     choice = _choose_driver(settings)
     logger.info("sandboxes are made by the %s driver: %s", choice.driver, choice.reason)
     if choice.driver == "docker":
@@ -111,6 +114,13 @@ def run(
             )
 
         uvloop.run(_Server(settings, folder, tenant, oci, uptime).serve(on_ready))
+
+
+def _allow_open_files() -> None:
+    """Have as many files open as the system lets us: one sandbox takes a dozen, and some hundred more while it holds
+    connections to the platform. Many systems let a process begin with 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _choose_driver(settings: Settings) -> Choice:
@@ -234,7 +244,7 @@ class _Server:
         settings = self._settings
         certificates = await asyncio.to_thread(self._certificates)
         tokens = Tokens(load_or_create_key(self._folder.signing_key), self._tenant)
-        egress_api = EgressApi(database, default_egress)
+        egress = EgressPolicies(database, default_egress)
         launcher = Launcher(
             driver,
             Installation(
@@ -242,7 +252,7 @@ class _Server:
                 project_endpoint=lambda project: f"{state.https_url}/api/projects/{project}",
                 startup_timeout=settings.startup_timeout,
                 stop_grace=settings.stop_grace,
-                egress=egress_api.policy,
+                egress=egress.policy,
             ),
             Admission(
                 Limits(
@@ -275,7 +285,7 @@ class _Server:
         routes = [
             *agents_api.routes(),
             *SessionsApi(lookup, database, manager).routes(),
-            *egress_api.routes(),
+            *EgressApi(egress, pool.renew).routes(),
             *FilesApi(lookup, self._folder.sessions).routes(),
             *LogsApi(lookup, manager).routes(),
             *gateway.routes(),

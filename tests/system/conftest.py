@@ -19,6 +19,19 @@ from tests.system.platform import Platform, traces
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
+OFFICIAL_AGENT = """
+from azure.ai.agentserver.responses import ResponsesAgentServerHost, TextResponse
+
+app = ResponsesAgentServerHost()
+
+
+@app.response_handler
+async def handler(request, context, cancellation_signal):
+    return TextResponse(context, request, text=f"Official: {await context.get_input_text()}")
+
+
+app.run()
+"""
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +77,16 @@ def agent_image(images: Path) -> Callable[[str, str], str]:
         return f"oci:{images / name}:1"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def official_image(images: Path) -> str:
+    """An agent on the official container library from PyPI, unmodified, as an image string."""
+    source = images / "official-source"
+    source.mkdir()
+    (source / "main.py").write_text(OFFICIAL_AGENT)
+    build(source, images / "official", "1", requirements=["azure-ai-agentserver-responses==2.3.0"])
+    return f"oci:{images / 'official'}:1"
 
 
 @pytest.fixture

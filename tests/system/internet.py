@@ -41,6 +41,7 @@ class Internet:
     questions: list[str] = field(default_factory=list)
     """Every name that reached the name server, with its type."""
     zone: dict[str, list[str]] = field(default_factory=dict)
+    """What each name stands for: addresses, a text, or `@` and the name that it is an alias of."""
     ttl: int = 1
 
     def visited(self, address: str) -> bool:
@@ -113,7 +114,7 @@ def _add(namespace: int, index: int, address: str) -> None:
 
 
 class _Servers:
-    """HTTP on port 80 and 8080, names on 53, an echo by UDP on 9: on every address of a namespace, in a thread of their own."""
+    """HTTP on port 80 and 8080, names on 53, an echo by UDP on 9, on every address of a namespace; in an own thread."""
 
     def __init__(self, internet: Internet, namespace: int) -> None:
         self._internet = internet
@@ -138,8 +139,12 @@ class _Servers:
             for port, handler in ((80, self._http), (8080, self._http), (53, self._dns_stream), (853, self._http))
         ]
         transports = []
-        for port, answer in ((53, self._dns), (9, self._echo)):
-            opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for port, answer, protocol in ((53, self._dns, 0), (9, self._echo, 0), (9, self._echo, socket.IPPROTO_UDPLITE)):
+            try:
+                opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, protocol)
+            except OSError:
+                # A kernel without this protocol.
+                continue
             opened.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO: which of our addresses was meant
             opened.bind(("0.0.0.0", port))
             opened.setblocking(False)
@@ -190,19 +195,27 @@ class _Servers:
         name = ".".join(labels)
         self._internet.questions.append(f"{name} {kind}")
         question = data[12 : at + 5]
+        owner, section, count = b"\xc0\x0c", b"", 0
         values = self._internet.zone.get(name.lower(), [])
-        addresses = [value for value in values if kind == 1 and value[0].isdecimal()]
-        texts = [value for value in values if kind == 16 and not value[0].isdecimal()]
-        records = [(1, IPv4Address(value).packed) for value in addresses]
-        records += [(16, bytes((len(value),)) + value.encode()) for value in texts]
-        section = b"".join(
-            struct.pack("!HHHIH", 0xC00C, record, 1, self._internet.ttl, len(content)) + content
-            for record, content in records
-        )
+        if values and values[0].startswith("@"):
+            alias = values[0][1:]
+            target = b"".join(bytes((len(label),)) + label.encode() for label in alias.split(".")) + b"\0"
+            section, count, values = self._record(owner, 5, target), 1, self._internet.zone.get(alias, [])
+            owner = target
+        for value in values:
+            if kind == 1 and value[0].isdecimal():
+                section += self._record(owner, 1, IPv4Address(value).packed)
+                count += 1
+            elif kind == 16 and not value[0].isdecimal():
+                section += self._record(owner, 16, bytes((len(value),)) + value.encode())
+                count += 1
         code = 0 if values else 3
         if len(section) > 1000 and not whole:
             return data[:2] + struct.pack("!HHHHH", 0x8380, 1, 0, 0, 0) + question
-        return data[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, len(records), 0, 0) + question + section
+        return data[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, count, 0, 0) + question + section
+
+    def _record(self, owner: bytes, kind: int, content: bytes) -> bytes:
+        return owner + struct.pack("!HHIH", kind, 1, self._internet.ttl, len(content)) + content
 
     async def _dns_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, EOFError):

@@ -278,6 +278,24 @@ async def test_directories_and_input_can_be_given_to_a_running_sandbox(harness: 
     assert (tmp_path / "home" / "note").exists()
 
 
+async def test_directories_are_given_whole_even_when_nobody_waits_for_it(harness: Harness, tmp_path: Path) -> None:
+    if not harness.driver.can_attach:
+        pytest.skip("the driver does not declare it")
+    sandbox, printed = await harness.start("claimed", None)
+    await _printed(printed, b"ready\n")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "note").write_text("from the session")
+    attaching = asyncio.ensure_future(harness.driver.attach(sandbox.name, tmp_path / "home", tmp_path / "files"))
+    await asyncio.sleep(0)
+    attaching.cancel()
+    await asyncio.gather(attaching, return_exceptions=True)
+    assert sandbox.channel is not None
+    with sandbox.channel:
+        sandbox.channel.send(b"hello\n")
+        await _printed(printed, b"done\n")
+    assert (tmp_path / "files" / "answer").read_text() == "hello from the session"
+
+
 async def test_files_that_are_older_than_their_user_become_the_users(harness: Harness, tmp_path: Path) -> None:
     if not isinstance(harness, OciHarness):
         pytest.skip("its sandboxes have no users of their own, or files have none")

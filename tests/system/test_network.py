@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
+import re
+import resource
+import runpy
 import shutil
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from cupola.app import RUN_ROOT
 from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy, parse_egress
 from cupola.sandbox.base import MIB, SandboxError, SandboxSpec
+from cupola.sandbox.oci import linux
 from cupola.sandbox.oci.driver import OciDriver
 from cupola.sandbox.oci.network import firewall
 from cupola.sandbox.oci.network.namespace import get_option, set_option
@@ -58,8 +64,14 @@ def allow(*names: str, private_ranges: tuple[str, ...] = ()) -> EgressPolicy:
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[Internet]:
-    with small_internet() as found:
-        yield found
+    # The host of its own has a run directory of its own: a server of the machine's real network must not sweep there.
+    RUN_ROOT.mkdir(parents=True, exist_ok=True, mode=0o700)
+    linux.mount("tmpfs", str(RUN_ROOT), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=700")
+    try:
+        with small_internet() as found:
+            yield found
+    finally:
+        linux.unmount(str(RUN_ROOT))
 
 
 @pytest.fixture
@@ -144,7 +156,7 @@ def left_over() -> list[str]:
     rules = Nftables()
     tables = rules.run("list tables").splitlines()
     rules.close()
-    held = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    held = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     interfaces = sorted(name for _, name in socket.if_nameindex())
     return [*interfaces, *tables, *sorted(name for name in held if name.startswith("net:"))]
 
@@ -239,8 +251,10 @@ async def test_an_allow_list_reaches_what_it_names_and_only_there(bench: Bench, 
     before, resolved, after = (
         [("tcp", f"{PUBLIC}:80"), ("tcp", f"{OTHER}:80"), ("tcp", f"{DNS}:53"), ("udp", f"{DNS}:53")],
         [("name", "allowed.example"), ("name", "other.example")],
-        [("http", "http://allowed.example/"), ("tcp", f"{PUBLIC}:8080"), ("udp", f"{PUBLIC}:9")]
-        + [("tcp", f"{OTHER}:80"), ("udp", f"{OTHER}:9"), ("tcp", f"{DNS}:853"), ("name", "deep.allowed.example")],
+        [
+            *(("http", "http://allowed.example/"), ("tcp", f"{PUBLIC}:8080"), ("udp", f"{PUBLIC}:9")),
+            *(("tcp", f"{OTHER}:80"), ("udp", f"{OTHER}:9"), ("tcp", f"{DNS}:853"), ("name", "deep.allowed.example")),
+        ],
     )
     outcomes = await bench.attempts(allow("allowed.example"), before, resolved, after)
     assert all("failed" in outcome for outcome in outcomes[:4])
@@ -314,10 +328,144 @@ async def test_the_host_is_not_reached(bench: Bench, internet: Internet) -> None
 def _host_addresses() -> list[str]:
     """Every address of the host that the kernel knows of, those of the driver's own interface too."""
     lines = Path("/proc/net/fib_trie").read_text().splitlines()
-    local = [before.split()[-1] for before, line in zip(lines, lines[1:], strict=False) if "host LOCAL" in line]
+    local = [before.split()[-1] for before, line in itertools.pairwise(lines) if "host LOCAL" in line]
     assert HOST in local
     assert any(address.startswith("10.183.") for address in local)
     return sorted(set(local))
+
+
+def _in_every_spelling(text: str) -> list[str]:
+    """An IPv4 address as resolvers and libraries read it."""
+    address = IPv4Address(text)
+    a, b, c, d = address.packed
+    low = f"{a << 8 | b:x}:{c << 8 | d:x}"
+    return [
+        text, f"{int(address)}", f"{int(address):#x}", f"0{int(address):o}", f"{a}.{b << 16 | c << 8 | d}",
+        f"{a}.{b}.{c << 8 | d}", f"0{a:o}.0{b:o}.0{c:o}.0{d:o}", f"{a:#x}.{b:#x}.{c:#x}.{d:#x}", f"{a:#x}.{b}.0{c:o}.{d}",
+        f"000{a:o}.{b}.{c}.{d}", f"{text}.",
+        f"::ffff:{text}", f"::ffff:{low}", f"::{text}", f"2002:{low}::1", f"64:ff9b::{text}", f"64:ff9b:1::{low}",
+        f"::ffff:0:{text}", f"2001:0:{low}::", f"fe80::5efe:{text}%eth0", f"fe80::5efe:{text}%lo", f"{text}.nip.io",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("attacked", [HOST, LAN_HOST, BRIDGE, METADATA[0]])
+async def test_no_spelling_leads_inside(bench: Bench, internet: Internet, attacked: str) -> None:
+    internet.zone[f"{attacked}.nip.io"] = [attacked]
+    spellings = [
+        *_in_every_spelling(attacked),
+        *("fd00:ec2::254", "fe80::1%eth0", "ff02::1%eth0", "::", "0", "127.1", "0x7f.1"),
+    ]
+    with host_services(80) as came:
+        assert (
+            await bench.reached(OPEN, *((kind, f"{spelling}:80") for spelling in spellings for kind in ("tcp", "udp")))
+            == []
+        )
+        assert came == []
+    assert not internet.visited(attacked)
+    # The spellings are good: with the address of a public server in them the same attempts get there.
+    internet.zone[f"{PUBLIC}.nip.io"] = [PUBLIC]
+    assert len(await bench.reached(OPEN, *(("tcp", f"{spelling}:80") for spelling in _in_every_spelling(PUBLIC)))) >= 11
+
+
+async def test_the_router_is_not_reached(bench: Bench, internet: Internet) -> None:
+    address = IPv4Address(await bench.serving(OPEN, "neighbour"))
+    wide = EgressPolicy(EgressMode.OPEN, private_ranges=(IPv4Network("10.0.0.0/8"),))
+    with contextlib.ExitStack() as stack:
+        with inside(router_of(bench), internet.host):
+            came = stack.enter_context(host_services())
+        around = [address - 1, *(IPv4Address("10.183.0.0") + number for number in range(0, 256, 3))]
+        for kind in ("tcp", "udp"):
+            assert await bench.reached(wide, *((kind, f"{target}:4321") for target in around)) == []
+        for known in _host_addresses():
+            beside = [IPv4Address(known) + step for step in (0, 1)]
+            assert await bench.reached(wide, *(("tcp", f"{target}:4321") for target in beside)) == []
+        assert came == []
+
+
+def router_of(bench: Bench) -> int:
+    router = bench.driver.network._router
+    assert router is not None
+    return router._namespace
+
+
+CHANGES = [*runpy.run_path(str(PROBE), run_name="probe")["CHANGES"]]
+
+
+@pytest.mark.parametrize("policy", [OPEN, NO_EGRESS], ids=["open", "none"])
+async def test_nothing_of_the_network_can_be_changed_from_inside(bench: Bench, policy: EgressPolicy) -> None:
+    before = await bench.attempts(policy, [("interfaces", "")])
+    outcomes = await bench.attempts(policy, *([("change", what)] for what in CHANGES), [("interfaces", "")])
+    refusals = dict(zip(CHANGES, outcomes, strict=False))
+    assert {what: said for what, said in refusals.items() if "failed: " not in said} == {}
+    # They are refused, and not just wrong: the one for a device that is not there is named for what it lacks.
+    wrong = {what: said for what, said in refusals.items() if not re.search("Permission|not permitted|Read-only", said)}
+    assert wrong == {}
+    assert outcomes[-1:] == before
+
+
+async def test_other_protocols_and_source_routes_lead_nowhere(bench: Bench, internet: Internet) -> None:
+    address = IPv4Address(await bench.serving(OPEN, "neighbour"))
+    wide = EgressPolicy(EgressMode.OPEN, private_ranges=(IPv4Network("10.0.0.0/8"), IPv4Network("192.168.77.0/24")))
+    hops = (PUBLIC, GATEWAY, HOST, str(address - 1), LAN)
+    ends = (METADATA[0], HOST, PUBLIC, str(address), LAN)
+    routed = [("routed", f"{hop}>{end}:9") for hop in hops for end in ends]
+    others = [
+        ("udplite", f"{PUBLIC}:9"), ("ping", PUBLIC), ("udp", "255.255.255.255:9"), ("udp", "192.168.77.255:9"),
+        ("udp", "224.0.0.1:9"), ("udp", "239.255.255.250:9"), ("udp", "0.0.0.0:9"),
+    ]  # fmt: skip
+    for policy in (OPEN, wide):
+        assert await bench.reached(policy, *routed, *others) == []
+    assert internet.visits == []
+
+
+async def test_unix_sockets_of_the_host_are_not_reached(bench: Bench) -> None:
+    name = f"cupola-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(f"\0{name}")
+        listening.listen()
+        for policy in (OPEN, NO_EGRESS):
+            assert await bench.reached(policy, ("abstract", name)) == []
+
+
+async def test_what_one_sandbox_was_admitted_is_of_no_use_to_another(bench: Bench, internet: Internet) -> None:
+    policy = allow("allowed.example")
+    step = [("http", "http://allowed.example/"), ("tcp", f"{PUBLIC}:80")]
+    first, second = await asyncio.gather(
+        bench.attempts(policy, step[:1], step[1:], step[1:], name="one"),
+        bench.attempts(policy, step[1:], step[1:], [("udp", f"{PUBLIC}:9")], name="two"),
+    )
+    assert first == [f"you are {HOST}", "reached", "reached"]
+    assert all("failed" in outcome for outcome in [*second, *await bench.attempts(policy, step[1:])])
+
+
+async def test_aliases_that_end_inside_are_refused(bench: Bench, internet: Internet) -> None:
+    inward = {"inside": "10.1.2.3", "cloud": "169.254.169.254", "self": "127.0.0.1", "host": HOST, "lan": LAN}
+    for name, target in inward.items():
+        internet.zone |= {f"{name}.example": [f"@{name}.attacker.net"], f"{name}.attacker.net": [target]}
+    internet.zone |= {"good.example": ["@far.attacker.net"], "far.attacker.net": [PUBLIC]}
+    tries = [("http", f"http://{name}.example/") for name in inward]
+    for policy in (OPEN, allow("*.example")):
+        with host_services(80) as came:
+            assert await bench.reached(policy, *tries) == []
+            assert came == []
+        assert await bench.reached(policy, ("http", "http://good.example/")) == ["http://good.example/"]
+    assert {to for to, _ in internet.visits} <= {PUBLIC, DNS}
+
+
+@pytest.mark.parametrize("policy", [NO_EGRESS, OPEN], ids=["none", "open"])
+async def test_no_port_of_the_host_but_the_endpoint(
+    internet: Internet, tmp_path: Path, spec: SandboxSpec, policy: EgressPolicy
+) -> None:
+    with host_services() as came, host_services(4322) as endpoint:
+        async with opened(tmp_path, spec, port=4322) as bench:
+            own = [
+                f"{address}:4321"
+                for address in ("127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "localhost", "::ffff:127.0.0.1")
+            ]
+            others = [f"{address}:4322" for address in (*HOST_ADDRESSES, "127.0.0.2")]
+            assert await bench.reached(policy, *(("tcp", target) for target in (*own, *others))) == []
+            assert (came, endpoint) == ([], [])
+            assert await bench.reached(policy, ("tcp", "127.0.0.1:4322")) == ["127.0.0.1:4322"]
 
 
 async def test_an_address_that_the_host_gets_later_is_not_reached(bench: Bench, internet: Internet) -> None:
@@ -557,6 +705,45 @@ async def test_what_a_sandbox_had_open_is_of_no_use_to_the_next_with_its_address
             internet.visits.clear()
 
 
+async def test_one_sandbox_cannot_use_up_the_connections_of_all(
+    internet: Internet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firewall, "MOST_CONNECTIONS", 20)
+    async with networks(tmp_path) as made:
+        one = await made.attach("one", OPEN, "agent", print)
+        two = await made.attach("two", OPEN, "agent", print)
+        with inside(one.namespace, internet.host):
+            for number in range(60):
+                with contextlib.suppress(OSError):
+                    datagram(7100 + number, (PUBLIC, 9))
+        assert len(await visits(internet, 6004)) == 20
+        internet.visits.clear()
+        send(two.namespace, internet.host, lambda: datagram(7100, (PUBLIC, 9)))
+        assert await visits(internet, 6005) == [(PUBLIC, HOST)]
+        await made.detach("one")
+        await made.detach("two")
+
+
+async def test_connections_are_opened_at_a_rate(
+    internet: Internet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firewall, "CONNECTIONS_PER_SECOND", 1)
+    async with networks(tmp_path) as made:
+        one = await made.attach("one", OPEN, "agent", print)
+        with contextlib.ExitStack() as opening:
+            with inside(one.namespace, internet.host):
+                for _ in range(40):
+                    connecting = opening.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+                    connecting.setblocking(False)
+                    connecting.connect_ex((PUBLIC, 80))
+            async with asyncio.timeout(5):
+                while not internet.visited(PUBLIC):
+                    await asyncio.sleep(0.005)
+            seen = await visits(internet, 6006)
+        assert 1 <= len(seen) <= 20
+        await made.detach("one")
+
+
 async def test_forwarding_is_opened_for_nobody_else(internet: Internet, tmp_path: Path) -> None:
     def ask_the_lan() -> None:
         with inside(internet.outside, internet.host):
@@ -666,13 +853,51 @@ agent.run()
 """
 
 
-def fetched(http: httpx2.Client, session: str, url: str) -> str:
-    answer = http.post(
-        "/agents/fetch/endpoint/protocols/openai/responses", json={"input": url, "agent_session_id": session}
-    )
+RESPONSES = "/agents/fetch/endpoint/protocols/openai/responses"
+
+
+def fetched(http: httpx2.Client, session: str | None, url: str, *, tier: str = "") -> str:
+    """What an agent got; in a new session of the platform's choice where none is named."""
+    named = {} if session is None else {"agent_session_id": session}
+    answer = http.post(RESPONSES, json={"input": url, **named})
     assert answer.status_code == 200, answer.text
+    assert f'tier;desc="{tier}' in answer.headers["server-timing"]
     text: str = answer.json()["output"][0]["content"][0]["text"]
     return text
+
+
+HOLD = """
+import os, socket, urllib.parse
+from cupola_agent import Agent
+agent = Agent()
+server = urllib.parse.urlsplit(os.environ["FOUNDRY_PROJECT_ENDPOINT"])
+held = []
+
+@agent.responses
+async def reply(input: str):
+    held.extend(socket.create_connection((server.hostname, server.port), 5) for _ in range(int(input)))
+    yield str(len(held))
+
+agent.run()
+"""
+
+
+def test_connections_to_the_platform_do_not_use_up_its_files(
+    start_platform: Callable[..., Platform], agent_image: Callable[[str, str], str]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        platform = start_platform(CUPOLA_EGRESS="none")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert platform.deploy("hold", agent_image("hold", HOLD))["status"] == "active"
+    with platform.http() as http:
+        for session in ("session-one", "session-two", "session-three"):
+            answer = http.post(
+                "/agents/hold/endpoint/protocols/openai/responses", json={"input": "100", "agent_session_id": session}
+            )
+            assert answer.json()["output"][0]["content"][0]["text"] == "100"
 
 
 def test_a_project_has_a_policy(
@@ -684,20 +909,57 @@ def test_a_project_has_a_policy(
         assert http.get("/egress").json() == {"mode": "open", "names": [], "private_ranges": []}
         assert fetched(http, "session-one", "http://allowed.example/") == f"you are {HOST}"
         assert fetched(http, "session-one", "SERVER/healthz") == '{"status":"healthy"}'
+        # By plain HTTP the server is on the host's loopback alone.
+        assert "failed" in fetched(http, "session-one", f"{str(http.base_url).partition('/api/')[0]}/healthz")
         listed = {"mode": "allow-list", "names": ["other.example"], "private_ranges": []}
         assert http.put("/egress", json=listed).json() == listed
         assert fetched(http, "session-one", "http://allowed.example/") == f"you are {HOST}"
         assert "failed" in fetched(http, "session-two", "http://allowed.example/")
         assert fetched(http, "session-two", "http://other.example/") == f"you are {HOST}"
         assert fetched(http, "session-two", "SERVER/healthz") == '{"status":"healthy"}'
-        assert http.put("/egress", json={"mode": "none"}).status_code == 200
+        shown = platform.run("egress", "set", "none")
+        assert (shown.returncode, shown.stdout.split()) == (0, ["Mode", "none"]), shown.stderr
+        assert http.get("/egress").json()["mode"] == "none"
         assert "failed" in fetched(http, "session-three", "http://other.example/")
         assert fetched(http, "session-three", "SERVER/healthz") == '{"status":"healthy"}'
         log = http.get("/agents/fetch/sessions/session-three:logstream", params={"follow": "false"}).text
     entries = [json.loads(line.removeprefix("data: ")) for line in log.splitlines() if line.startswith("data: ")]
     told = [entry["message"] for entry in entries if entry["stream"] == "status"]
-    assert "The egress policy (none) does not allow the name other.example." in told
+    refusal = "The egress policy (none) does not allow the name other.example."
+    assert told.count(refusal) == 1
+    assert f" status {refusal}\n" in platform.run("logs", "fetch", "session-three").stdout
+    wrong = platform.run("egress", "set", "allow-list", "https://a.example")
+    assert (wrong.returncode, "names[0]: 'https://a.example' has no port" in wrong.stderr) == (1, True)
     assert {asked.partition(" ")[0] for asked in internet.questions} == {"allowed.example", "other.example"}
+
+
+def test_sandboxes_made_ahead_follow_a_new_policy(
+    internet: Internet, start_platform: Callable[..., Platform], agent_image: Callable[[str, str], str]
+) -> None:
+    platform = start_platform(CUPOLA_DNS_SERVERS=DNS, CUPOLA_POOL_SIZE="2")
+    assert platform.deploy("fetch", agent_image("fetch", FETCH))["status"] == "active"
+
+    def ready() -> bool:
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            if re.search(r'^cupola_sandboxes\{status="started_ahead"\} [1-9]', http.get(metrics).text, re.MULTILINE):
+                return True
+            time.sleep(0.02)
+        return False
+
+    with platform.http() as http:
+        metrics = str(http.base_url).partition("/api/")[0] + "/metrics"
+        assert ready()
+        assert fetched(http, None, "http://allowed.example/", tier="started") == f"you are {HOST}"
+        assert ready()
+        assert http.put("/egress", json={"mode": "none"}).status_code == 200
+        assert "failed" in fetched(http, None, "http://allowed.example/")
+        assert ready()
+        assert "failed" in fetched(http, None, "http://allowed.example/", tier="started")
+        assert http.put("/egress", json={"mode": "open"}).status_code == 200
+        assert fetched(http, None, "http://allowed.example/") == f"you are {HOST}"
+        assert ready()
+        assert fetched(http, None, "http://allowed.example/", tier="started") == f"you are {HOST}"
 
 
 def test_nothing_is_left_after_a_kill(
@@ -719,37 +981,72 @@ def test_nothing_is_left_after_a_kill(
     # What the kernel does not undo by itself, the next server on this machine does, whatever its data folder.
     assert get_option("ipv4/conf/wan/forwarding") == "1"
     other = start_platform(CUPOLA_EGRESS="none")
-    assert traces(platform.data) == []
+    # What the dead one had in its own data folder is for its own next start.
+    assert all(trace.startswith(str(platform.data)) for trace in traces(platform.data))
     assert other.stop() == 0
     assert get_option("ipv4/conf/wan/forwarding") == "0"
-    with start_platform(platform.data, CUPOLA_DNS_SERVERS=DNS).http() as http:
+    again = start_platform(platform.data, CUPOLA_DNS_SERVERS=DNS)
+    with again.http() as http:
         assert fetched(http, "session-one", "http://allowed.example/") == f"you are {HOST}"
+    assert again.stop() == 0
+    assert traces(platform.data) == []
+
+
+def without_rules_of_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = (
+        'table ip router { chain out { type nat hook postrouting priority srcnat; oifname "uplink" masquerade; }; }'
+    )
+    monkeypatch.setattr(firewall, "router_rules", lambda sandboxes: nothing)
+    for name in ("add_sandbox", "remove_sandbox", "admit", "set_host_addresses"):
+        monkeypatch.setattr(firewall, name, lambda *_: "")
+
+
+def without_rules_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        firewall, "host_rules",
+        lambda table, interface, router: f"table {table} {{ flags owner; chain out {{ type nat hook postrouting priority "
+        f"srcnat; ip saddr {router} masquerade; }}; }}",
+    )  # fmt: skip
+    monkeypatch.setattr(firewall, "set_switched_on", lambda *_: "")
+
+
+@pytest.mark.parametrize("weaken", [without_rules_of_the_router, without_rules_of_the_host], ids=["host", "router"])
+async def test_host_and_router_each_keep_sandboxes_from_the_host_alone(
+    internet: Internet,
+    tmp_path: Path,
+    spec: SandboxSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    weaken: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    weaken(monkeypatch)
+    async with opened(tmp_path, spec) as bench:
+        assert await bench.reached(OPEN, ("tcp", f"{PUBLIC}:80")) == [f"{PUBLIC}:80"]
+        with host_services() as came:
+            targets = [(kind, f"{known}:4321") for known in _host_addresses() for kind in ("tcp", "udp", "mapped")]
+            assert await bench.reached(OPEN, *targets) == []
+            assert came == []
 
 
 async def test_the_rules_are_what_holds(
     internet: Internet, tmp_path: Path, spec: SandboxSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without them, and with everything else as it is, the attempts of the tests above succeed."""
-    nothing = (
-        'table ip router { chain out { type nat hook postrouting priority srcnat; oifname "uplink" masquerade; }; }'
-    )
-    monkeypatch.setattr(firewall, "router_rules", lambda sandboxes: nothing)
-    monkeypatch.setattr(
-        firewall, "host_rules",
-        lambda table, interface, router: f"table {table} {{ flags owner; chain out {{ type nat hook postrouting priority "
-        f"srcnat; ip saddr {router} masquerade; }}; }}",
-    )  # fmt: skip
-    for name in ("add_sandbox", "remove_sandbox", "admit", "set_host_addresses", "set_switched_on"):
-        monkeypatch.setattr(firewall, name, lambda *_: "")
+    without_rules_of_the_router(monkeypatch)
+    without_rules_of_the_host(monkeypatch)
     async with opened(tmp_path, spec) as bench:
         address = await bench.serving(OPEN, "neighbour")
-        with host_services() as came:
+        router = IPv4Address(address) - 1
+        with contextlib.ExitStack() as stack:
+            came = stack.enter_context(host_services())
+            with inside(router_of(bench), internet.host):
+                at_the_router = stack.enter_context(host_services(4322))
             targets = [
                 ("tcp", f"{HOST}:4321"), ("mapped", f"{BRIDGE}:4321"), ("tcp", f"{LAN_HOST}:4321"),
+                ("tcp", f"{int(IPv4Address(HOST))}:4321"), ("tcp", f"{router}:4322"),
                 ("tcp", f"{address}:8088"), ("tcp", f"{LAN}:80"), ("tcp", f"{OTHER}:80"), ("udp", f"{DNS}:9"),
                 *(("tcp", f"{known}:80") for known in (*METADATA, *REMOTE_PRIVATE)),
                 ("tcp", "0xa9fea9fe:80"), ("http", f"http://{PUBLIC}/to/169.254.169.254"),
             ]  # fmt: skip
             outcomes = await bench.attempts(allow("allowed.example"), targets)
             assert [outcome for outcome in outcomes if "failed" in outcome] == []
-            assert len(came) == 3
+            assert (len(came), len(at_the_router)) == (4, 1)

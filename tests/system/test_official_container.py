@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from scripts.build_sample import build
 from tests.system.platform import Platform
 
-AGENT = """
-from azure.ai.agentserver.responses import ResponsesAgentServerHost, TextResponse
 
-app = ResponsesAgentServerHost()
-
-
-@app.response_handler
-async def handler(request, context, cancellation_signal):
-    return TextResponse(context, request, text=f"Official: {await context.get_input_text()}")
-
-
-app.run()
-"""
-
-
-def test_the_official_container_library(platform: Platform, images: Path) -> None:
-    source = images / "official-source"
-    source.mkdir()
-    (source / "main.py").write_text(AGENT)
-    build(source, images / "official", "1", requirements=["azure-ai-agentserver-responses==2.3.0"])
-    version = platform.deploy("official", f"oci:{images / 'official'}:1")
+def test_the_official_container_library(platform: Platform, official_image: str) -> None:
+    version = platform.deploy("official", official_image)
     assert version["status"] == "active", version
     path = "/agents/official/endpoint/protocols/openai/responses"
     with platform.http() as http:

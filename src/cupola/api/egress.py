@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from starlette.requests import Request
@@ -10,19 +9,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cupola.api.http import caller, json_object
-from cupola.domain.egress import EgressPolicy, parse_egress
+from cupola.domain.egress import parse_egress
 from cupola.domain.errors import CupolaError
-from cupola.storage import egress
-from cupola.storage.database import Database
+from cupola.sessions.egress import EgressPolicies
 
 
 class EgressApi:
-    """GET and PUT …/egress. `default` is the policy of projects that were given none."""
+    """GET and PUT …/egress. `changed` is told the project whose policy is a new one."""
 
-    def __init__(self, database: Database, default: EgressPolicy, clock: Callable[[], float] = time.time) -> None:
-        self._database = database
-        self._default = default
-        self._clock = clock
+    def __init__(self, policies: EgressPolicies, changed: Callable[[str], None]) -> None:
+        self._policies = policies
+        self._changed = changed
 
     def routes(self) -> list[Route]:
         """Paths are relative to the project."""
@@ -31,24 +28,18 @@ class EgressApi:
             Route("/egress", self.put, methods=["PUT"]),
         ]
 
-    async def policy(self, project: str) -> EgressPolicy:
-        """The policy that a project's sandboxes get."""
-        found = await self._database.read(lambda connection: egress.find_egress(connection, project))
-        return self._default if found is None else found
-
     async def get(self, request: Request) -> Response:
         """The policy in force."""
         _require_administrator(request)
-        return JSONResponse((await self.policy(request.path_params["project"])).to_json())
+        return JSONResponse((await self._policies.policy(request.path_params["project"])).to_json())
 
     async def put(self, request: Request) -> Response:
-        """Replace the policy; sandboxes that run keep the one they were started with."""
+        """Replace the policy. What has a session keeps the old one until it stops; what was made ahead is replaced."""
         _require_administrator(request)
         project = request.path_params["project"]
         policy = parse_egress(await json_object(request))
-        await self._database.write(
-            lambda connection: egress.set_egress(connection, project, policy, int(self._clock()))
-        )
+        await self._policies.change(project, policy)
+        self._changed(project)
         return JSONResponse(policy.to_json())
 
 

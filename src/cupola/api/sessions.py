@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cupola.api.http import json_object, page_body, page_request
-from cupola.api.session_lookup import SessionLookup, session_caller
+from cupola.api.session_lookup import SessionLookup, may_use, session_caller
 from cupola.domain.errors import CupolaError
 from cupola.domain.session import Session, check_session_id
 from cupola.sessions.manager import SessionManager
@@ -66,7 +66,7 @@ class SessionsApi:
             found = await self._database.read(
                 lambda connection: sessions.find_session(connection, agent.key, session_id)
             )
-            return None if found is None else found.key
+            return None if found is None or not may_use(principal, found) else found.key
 
         wanted = await page_request(request.query_params, key_of)
 

@@ -29,6 +29,12 @@ class Client:
         _raise_for_error(response)
         return response.json()
 
+    def put(self, path: str, body: object) -> Any:
+        """The JSON body of the answer to a PUT of JSON. Raises CupolaError with the server's message."""
+        response = self._http.put(path, json=body)
+        _raise_for_error(response)
+        return response.json()
+
     @contextmanager
     def stream_lines(self, path: str, query: dict[str, str]) -> Iterator[Iterator[str]]:
         """The lines of a streamed answer, for as long as the server sends them."""

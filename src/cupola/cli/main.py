@@ -24,6 +24,10 @@ app.command("cupola.cli.logs:logs", help="Show what a session's container printe
 versions = App(name="versions", help="Versions of agents.")
 versions.command("cupola.cli.versions:show", help="Show a version and how its provisioning went.")
 app.command(versions)
+egress = App(name="egress", help="What sandboxes may reach outside.")
+egress.command("cupola.cli.egress:show", help="Show the policy: everything public, a list of names, or nothing.")
+egress.command("cupola.cli.egress:replace", name="set", help="Replace the policy.")
+app.command(egress)
 
 
 def main() -> None:

@@ -47,7 +47,9 @@ def optional_checks(machine: Machine) -> list[Check]:
     """What no driver needs today."""
     return [
         _program(machine, "gVisor", "runsc", "install runsc for sandboxes with a kernel of their own; not used yet"),
-        _program(machine, "nftables", "nft", "apt install nftables, for networks of sandboxes"),
+        _program(
+            machine, "nftables", "nft", "apt install nftables; without it sandboxes of the oci driver have no way out"
+        ),
         _user_namespaces(machine),
         _delegation(machine),
     ]

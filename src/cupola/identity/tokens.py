@@ -102,7 +102,10 @@ class Tokens:
             raise unauthorized("The token was issued by another installation.")
         if claims.get("aud") != AUDIENCE:
             raise unauthorized(f"The token is for another audience; ask for the scope {AUDIENCE}/.default.")
-        principal = Principal(str(claims["sub"]), str(claims.get("name", "")), claims.get("admin") is True)
+        subject = claims.get("sub")
+        if not isinstance(subject, str) or not subject:
+            raise unauthorized("The token does not say who it was issued to.")
+        principal = Principal(subject, str(claims.get("name", "")), claims.get("admin") is True)
         return principal, expires + CLOCK_LEEWAY
 
 

@@ -71,6 +71,7 @@ class ImageStore:
         self._registries: Registries | None = None
         self._locks = KeyedLocks()
         self._open_workspaces: set[Path] = set()
+        self._open_records: set[Path] = set()
         self._wanted: Counter[str] = Counter()
         """Digests of images and layers that pulls under way need."""
 
@@ -212,18 +213,23 @@ class ImageStore:
         with writing_below(self._images):
             self._images.mkdir(parents=True, exist_ok=True)
             temporary = self._images / f"{_TEMPORARY}{secrets.token_hex(8)}"
-            with temporary.open("wb") as file:
-                file.write(msgspec.json.encode(record))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(self._record_path(digest))
+            self._open_records.add(temporary)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(msgspec.json.encode(record))
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.rename(self._record_path(digest))
+            finally:
+                self._open_records.discard(temporary)
             sync_directory(self._images)
 
     def _discard_images(self, keep: Collection[str]) -> None:
         kept = {self._record_path(digest) for digest in (*keep, *self._wanted)}
         for path in list(self._images.glob("*")):
-            if path not in kept:
-                path.unlink()
+            # A record that is being written is renamed by a thread, at any moment.
+            if path not in kept and path not in self._open_records:
+                path.unlink(missing_ok=True)
 
     def _needed_layers(self) -> set[str]:
         needed = set(self._wanted)

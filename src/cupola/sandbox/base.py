@@ -160,8 +160,10 @@ class Driver(ABC):
             raise
 
     async def _undo(self, making: asyncio.Future[Sandbox], name: str) -> None:
-        await asyncio.gather(making, return_exceptions=True)
+        (made,) = await asyncio.gather(making, return_exceptions=True)
         await self.remove(name, 0)
+        if isinstance(made, Sandbox) and made.channel is not None:
+            made.channel.close()
 
     async def stop(self, name: str, grace: float) -> None:
         """End the sandbox and remove all that belongs to it, except its durable directories.
@@ -187,7 +189,8 @@ class Driver(ABC):
         """Put durable directories into a running sandbox that was made without.
 
         What is below `$HOME` and `/files` before is hidden; a process sees the new directories by their paths, not by
-        descriptors it holds. Raises SandboxError when the sandbox has ended or the driver cannot do it.
+        descriptors it holds. It is done whole even when the caller is cancelled. Raises SandboxError when the sandbox has
+        ended or the driver cannot do it.
         """
 
     @abstractmethod

@@ -84,7 +84,11 @@ class FakeDriver(Driver):
             process.standard_input.setblocking(False)
 
         async def run() -> int:
-            return await program(process)
+            try:
+                return await program(process)
+            finally:
+                if process.standard_input is not None:
+                    process.standard_input.close()
 
         sandbox.running = asyncio.create_task(run(), name=f"fake sandbox {spec.name}")
         sandbox.running.add_done_callback(lambda task: sandbox.exited.set_result(_exit(task)))
@@ -106,8 +110,6 @@ class FakeDriver(Driver):
         sandbox.running.cancel()
         await asyncio.wait([sandbox.running])
         await asyncio.wait([sandbox.exited])
-        if process.standard_input is not None:
-            process.standard_input.close()
         self._sandboxes.pop(name, None)
 
     async def freeze(self, name: str) -> None:

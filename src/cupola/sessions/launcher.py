@@ -13,7 +13,7 @@ from cupola.domain.egress import NO_EGRESS, EgressPolicy
 from cupola.domain.ids import random_text
 from cupola.domain.version import Version
 from cupola.images.model import Image
-from cupola.sandbox.base import Driver, Sandbox, SandboxError, SandboxSpec, Stream
+from cupola.sandbox.base import Driver, Sandbox, SandboxError, SandboxSpec, Stream, unbroken
 from cupola.sandbox.http import AgentClient
 from cupola.sessions.admission import Admission, Place
 from cupola.sessions.environment import PORT, sandbox_environment
@@ -172,8 +172,12 @@ class Launcher:
     async def stop(self, agent: RunningAgent, grace: float | None = None) -> None:
         """End a sandbox; `grace` in seconds, None for the usual. One that resists keeps its place and is tried again later."""
         agent.client.close()
+        # To its end even when the caller is cancelled: the place of a sandbox that is gone is free.
+        await unbroken(self._stop(agent, self.installation.stop_grace if grace is None else grace))
+
+    async def _stop(self, agent: RunningAgent, grace: float) -> None:
         try:
-            await self.driver.stop(agent.sandbox.name, self.installation.stop_grace if grace is None else grace)
+            await self.driver.stop(agent.sandbox.name, grace)
         except Exception:
             logger.exception("the sandbox %s could not be removed; it is tried again", agent.sandbox.name)
             self._leftovers.append(agent)

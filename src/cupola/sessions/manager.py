@@ -248,8 +248,8 @@ class SessionManager:
             try:
                 live.log.status(f"The session gets an interpreter that was made ready for version {version.number}.")
                 agent = await self._primer.hand_over(primed, identity, live.log)
-            except (PrimingFailed, StartFailed, TimeoutError) as error:
-                live.log.status(f"It could not be used, so the sandbox starts cold: {error}")
+            except (PrimingFailed, StartFailed) as error:
+                live.log.status(f"It could not be used, so the sandbox starts cold: {str(error).removesuffix('.')}.")
             else:
                 live.log.status(agent.describe())
                 return agent

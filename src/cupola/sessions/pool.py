@@ -152,6 +152,16 @@ class WarmPool:
         for demand in list(self._demands.values()):
             if demand.version.agent.key == version.agent.key:
                 self.forget(demand.version.key)
+        self._want(version)
+
+    def renew(self, project: str) -> None:
+        """What was made ahead for a project's agents, or just is, is out of date: replace it."""
+        for demand in list(self._demands.values()):
+            if demand.version.agent.project == project:
+                self.forget(demand.version.key)
+                self._want(demand.version)
+
+    def _want(self, version: Version) -> None:
         wanted = self._demand(version)
         if wanted is not None:
             for shelf in wanted.shelves:
@@ -267,7 +277,7 @@ class WarmPool:
                 demand.plan = await self._primer.plan(demand.version)
                 demand.plan_is_known = True
             pooled = await self._prepare(demand, primed=shelf is demand.primed)
-        except (StartFailed, PrimingFailed, NotPrimable, TimeoutError) as error:
+        except (StartFailed, PrimingFailed, NotPrimable) as error:
             logger.warning("no sandbox could be made ahead for %s: %s", demand.version.name, error)
         except Exception:
             logger.exception("no sandbox could be made ahead for %s", demand.version.name)

@@ -29,6 +29,7 @@ PRIME_DEADLINE = 60.0
 RUN_DEADLINE = 10.0
 HELD_OUTPUT = 64 * 1024
 """Bytes of output kept for the log of a session that is not known yet; the oldest go first."""
+_NOT_BEGUN = f"the interpreter did not begin within {RUN_DEADLINE:g} s"
 ATTEMPTS = 3
 """How often a plan is made smaller when some module of it cannot be imported ahead."""
 
@@ -72,13 +73,14 @@ class HeldOutput:
 
 @dataclass(eq=False)
 class PrimedSandbox:
-    """A sandbox whose interpreter waits for a session."""
+    """A sandbox whose interpreter waits for a session. `failed` are modules that could not be imported ahead."""
 
     version: Version
     image: Image
     agent: RunningAgent
     channel: PrimingChannel
     output: HeldOutput
+    failed: frozenset[str]
 
 
 class Primer:
@@ -110,11 +112,9 @@ class Primer:
         try:
             plan = await self._learn(version, image, session, place, report)
         except (NotPrimable, PrimingFailed) as error:
-            await report(f"Sessions of this version start cold: {error.reason}", None)
+            await report(f"Sessions of this version start cold: {error.reason.removesuffix('.')}.", None)
         except StartFailed as error:
-            await report(f"Sessions of this version start cold: with an interpreter made ready, {error.message}", None)
-        except TimeoutError:
-            await report("Sessions of this version start cold: making an interpreter ready took too long.", None)
+            await report(f"Sessions of this version start cold, as the trial failed: {error.message}", None)
         else:
             content = plan.to_json()
             await self._database.write(lambda connection: agents.set_priming_plan(connection, version.key, content))
@@ -136,23 +136,40 @@ class Primer:
         for _ in range(ATTEMPTS):
             plan = make_plan(recording, failing)
             try:
-                agent, ready = await self._try(version, image, plan, session, await place())
+                primed = await self.prime(version, image, plan, await place())
             except PrimingFailed as error:
                 failing.update(error.modules)
                 if not error.modules:
                     raise
                 continue
-            same = agent.sandbox.listening_ports() == ports
-            await self._launcher.stop(agent, 0)
-            if not same:
-                raise PrimingFailed("with an interpreter made ready it listens on other ports than after a cold start.")
+            if primed.failed:
+                await self.discard(primed)
+                failing.update(primed.failed)
+                continue
+            ready = await self._try(primed, session, ports)
             await report(
                 f"An interpreter imports {len(plan.modules)} modules ahead, {len(plan.skipped)} not; the agent was then ready "
                 f"after {1000 * ready:.0f} ms.",
                 began,
             )
             return plan
-        raise PrimingFailed("too many of its modules cannot be imported ahead.")
+        raise PrimingFailed("too many of its modules cannot be imported ahead")
+
+    async def _start(
+        self,
+        version: Version,
+        image: Image,
+        entry_point: EntryPoint,
+        session: SandboxSession | None,
+        sink: OutputSink,
+        place: Place,
+    ) -> tuple[RunningAgent, PrimingChannel]:
+        """A sandbox with an interpreter that waits to be told what to do, and the channel to it. Raises StartFailed."""
+        arguments = primer_arguments(entry_point)
+        agent = await self._launcher.start(version, image, arguments, session, sink, place, channel=True)
+        if agent.sandbox.channel is None:
+            raise RuntimeError("a driver that can attach gave no channel")
+        return agent, PrimingChannel(agent.sandbox.channel)
 
     def _entry_point(self, version: Version, image: Image) -> EntryPoint:
         environment = dict(self._launcher.environment(version, image, None))
@@ -163,80 +180,99 @@ class Primer:
         self, version: Version, image: Image, entry_point: EntryPoint, session: SandboxSession, place: Place
     ) -> tuple[Recording, tuple[int, ...]]:
         output = OutputTail()
-        arguments = primer_arguments(entry_point)
-        agent = await self._launcher.start(version, image, arguments, session, output, place, channel=True)
-        channel = _channel(agent)
+        agent, channel = await self._start(version, image, entry_point, session, output, place)
         try:
             async with asyncio.timeout(RUN_DEADLINE):
                 await channel.record(entry_point, (SESSION_ID, SESSION_GUID), (HOME, FILES))
             await self._launcher.wait_until_ready(agent, version, output)
             return channel.recorded(), agent.sandbox.listening_ports()
+        except TimeoutError as error:
+            raise PrimingFailed(_NOT_BEGUN) from error
         finally:
             channel.close()
             await self._launcher.stop(agent, 0)
 
-    async def _try(
-        self, version: Version, image: Image, plan: Plan, session: SandboxSession, place: Place
-    ) -> tuple[RunningAgent, float]:
-        primed = await self.prime(version, image, plan, place)
+    async def _try(self, primed: PrimedSandbox, session: SandboxSession, ports: tuple[int, ...]) -> float:
+        """Start the agent in a primed sandbox; gives the seconds until it was ready. Raises PrimingFailed and StartFailed."""
+        output = OutputTail()
         began = time.perf_counter()
-        agent = await self.hand_over(primed, session, OutputTail())
-        return agent, time.perf_counter() - began
+        try:
+            unusable = await self._run(primed, session, output)
+            if unusable is not None:
+                raise PrimingFailed(f"what was imported ahead could not be used. {unusable}")
+            await self._launcher.wait_until_ready(primed.agent, primed.version, output)
+            ready = time.perf_counter() - began
+            if primed.agent.sandbox.listening_ports() != ports:
+                raise PrimingFailed("with an interpreter made ready it listens on other ports than after a cold start")
+        finally:
+            await self.discard(primed)
+        return ready
 
     async def prime(self, version: Version, image: Image, plan: Plan, place: Place) -> PrimedSandbox:
         """A sandbox with an interpreter that has imported what it may. Raises StartFailed and PrimingFailed."""
-        entry_point = await asyncio.to_thread(self._entry_point, version, image)
+        try:
+            entry_point = await asyncio.to_thread(self._entry_point, version, image)
+        except BaseException:
+            place.give_back()
+            raise
         output = HeldOutput()
-        arguments = primer_arguments(entry_point)
-        agent = await self._launcher.start(version, image, arguments, None, output, place, channel=True)
-        channel = _channel(agent)
+        agent, channel = await self._start(version, image, entry_point, None, output, place)
         try:
             environment = dict(self._launcher.environment(version, image, None))
             async with asyncio.timeout(PRIME_DEADLINE):
-                await channel.prime(entry_point, plan, environment)
-        except BaseException:
+                done = await channel.prime(entry_point, plan, environment)
+        except BaseException as error:
             channel.close()
             await self._launcher.stop(agent, 0)
+            if isinstance(error, TimeoutError):
+                raise PrimingFailed(f"its imports took longer than {PRIME_DEADLINE:g} s") from error
             raise
         agent.kind = "primed"
-        return PrimedSandbox(version, image, agent, channel, output)
+        return PrimedSandbox(version, image, agent, channel, output, frozenset(done.skipped))
 
     async def hand_over(self, primed: PrimedSandbox, session: SandboxSession, sink: OutputSink) -> RunningAgent:
         """Give a primed sandbox to a session; returns once the agent is ready.
 
-        Raises StartFailed and PrimingFailed, after which the sandbox is gone.
+        An interpreter that cannot use what it imported has started itself anew: the agent is then of the kind `cold`, and
+        `sink` is told why. Raises StartFailed and PrimingFailed, after which the sandbox is gone.
         """
-        began = time.perf_counter()
         agent = primed.agent
-        primed.output.pass_on(sink)
+        self._launcher.starting += 1
         try:
-            await self._give(agent, session)
-            environment = dict(self._launcher.environment(primed.version, primed.image, session))
-            async with asyncio.timeout(RUN_DEADLINE):
-                await primed.channel.run(environment)
+            began = time.perf_counter()
+            unusable = await self._run(primed, session, sink)
+            agent.steps = [("hand over", 1000 * (time.perf_counter() - began))]
+            if unusable is not None:
+                agent.kind = "cold"
+                sink.output(
+                    "status", f"What was imported ahead could not be used, so it starts cold. {unusable}.\n".encode()
+                )
+            await self._launcher.wait_until_ready(agent, primed.version, sink)
         except BaseException:
             await self.discard(primed)
             raise
-        agent.steps = [("hand over", 1000 * (time.perf_counter() - began))]
-        await self._launcher.wait_until_ready(agent, primed.version, sink)
+        finally:
+            self._launcher.starting -= 1
         return agent
+
+    async def _run(self, primed: PrimedSandbox, session: SandboxSession, sink: OutputSink) -> str | None:
+        """Let the entry point run for a session; gives why what was imported ahead was of no use, if it was not."""
+        primed.output.pass_on(sink)
+        environment = dict(self._launcher.environment(primed.version, primed.image, session))
+        try:
+            async with asyncio.timeout(RUN_DEADLINE):
+                await self._launcher.driver.attach(
+                    primed.agent.sandbox.name, session.directory / "home", session.directory / "files"
+                )
+                unusable = (await primed.channel.run(environment)).cold
+        except SandboxError as error:
+            raise PrimingFailed(f"the session's directories could not be put into the sandbox: {error}") from error
+        except TimeoutError as error:
+            raise PrimingFailed(_NOT_BEGUN) from error
+        # It comes from inside the sandbox and must stay one line.
+        return None if unusable is None else " ".join(unusable.split())
 
     async def discard(self, primed: PrimedSandbox) -> None:
         """Remove a sandbox that nobody gets."""
         primed.channel.close()
         await self._launcher.stop(primed.agent, 0)
-
-    async def _give(self, agent: RunningAgent, session: SandboxSession) -> None:
-        try:
-            await self._launcher.driver.attach(
-                agent.sandbox.name, session.directory / "home", session.directory / "files"
-            )
-        except SandboxError as error:
-            raise PrimingFailed(f"the session's directories could not be put into the sandbox: {error}") from error
-
-
-def _channel(agent: RunningAgent) -> PrimingChannel:
-    channel = agent.sandbox.channel
-    if channel is None:
-        raise PrimingFailed("the sandbox has no channel")
-    return PrimingChannel(channel)

@@ -13,6 +13,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Scope
 
 from cupola.api.agents import AgentsApi
+from cupola.api.egress import EgressApi
 from cupola.api.files import FilesApi
 from cupola.api.http import Errors, RequestIds
 from cupola.api.logs import LogsApi
@@ -160,6 +161,7 @@ class Application:
         routes = [
             *self.agents.routes(),
             *SessionsApi(lookup, world.database, world.manager).routes(),
+            *EgressApi(world.egress, world.pool.renew).routes(),
             *FilesApi(lookup, world.directory / "sessions").routes(),
             *LogsApi(lookup, world.manager).routes(),
             *Gateway(world.database, world.manager, max_body).routes(),

@@ -108,3 +108,28 @@ async def test_the_memory_limit_is_named_when_it_was_too_small(database: Databas
         "The container was killed because it used more memory than its limit before it was ready. "
         "The limit of the definition is memory: 512Mi; give it more."
     )
+
+
+async def test_a_stop_that_is_cancelled_removes_the_sandbox_and_frees_its_place(world: World, tmp_path: Path) -> None:
+    asked, may_end = asyncio.Event(), asyncio.Event()
+
+    async def polite(process: FakeProcess) -> int:
+        process.handles_sigterm = True
+        serving = asyncio.ensure_future(program()(process))
+        await process.terminate.wait()
+        asked.set()
+        await may_end.wait()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        return 0
+
+    world.programs["polite"] = polite
+    agent = await launch(world, await world.add(image="polite"), tmp_path)
+    stopping = asyncio.ensure_future(world.launcher.stop(agent, 20))
+    await asked.wait()
+    stopping.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert await world.sandboxes() == 0
+    assert world.launcher.admission.count == 0

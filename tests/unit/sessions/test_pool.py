@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cupola.domain.egress import EgressMode, EgressPolicy
 from cupola.domain.session import SessionStatus
 from cupola.domain.version import Version
 from cupola.sandbox.fake import FakeProcess
@@ -15,7 +16,7 @@ from cupola.sessions.manager import Rest
 from cupola.sessions.pool import StartedSandbox
 from cupola.storage import agents
 from cupola.storage.database import Database
-from tests.unit.sessions.world import ADA, NEVER_FROZEN, World, exits, program
+from tests.unit.sessions.world import ADA, NEVER_FROZEN, World, exits, program, silent
 
 
 @pytest.fixture
@@ -96,9 +97,9 @@ async def test_a_new_version_replaces_what_was_made_ahead_for_the_old_one(warm: 
     async with asyncio.timeout(10):
         while await warm.sandboxes() != 1:
             await asyncio.sleep(0.001)
-    assert {path.name for path in (warm.directory / "sessions").iterdir()} == {
-        path.name for path in [ready(warm)[0].session.directory]
-    }
+    # The files of the old one go after its sandbox.
+    stored = warm.directory / "sessions"
+    await warm.until(lambda: list(stored.iterdir()) == [ready(warm)[0].session.directory])
 
 
 def ready(world: World) -> list[StartedSandbox]:
@@ -108,6 +109,86 @@ def ready(world: World) -> list[StartedSandbox]:
         for pooled, _ in demand.started.ready
         if isinstance(pooled, StartedSandbox)
     ]
+
+
+OPEN = EgressPolicy(EgressMode.OPEN)
+
+
+def policies(world: World) -> set[EgressMode]:
+    """The policies of all sandboxes that there are."""
+    processes = [process for _, process in world.driver._sandboxes.values()]  # type: ignore[attr-defined]
+    return {process.spec.egress.mode for process in processes}
+
+
+async def change(world: World, policy: EgressPolicy, project: str = "default") -> None:
+    """What the API does."""
+    await world.egress.change(project, policy)
+    world.pool.renew(project)
+
+
+async def test_a_new_egress_policy_replaces_what_was_made_ahead(warm: World) -> None:
+    versions = [await warm.add(name) for name in ("one", "two")]
+    for version in versions:
+        warm.pool.expect(version)
+    await warm.until(lambda: warm.pool.counts()[0] == 2)
+    await change(warm, OPEN)
+    assert warm.pool.counts()[0] == 0
+    await warm.until(lambda: warm.pool.counts()[0] == 2 and policies(warm) == {EgressMode.OPEN})
+    assert await warm.sandboxes() == 2
+
+
+async def test_the_policy_of_another_project_replaces_nothing(warm: World) -> None:
+    await filled(warm, await warm.add())
+    before = await warm.driver.names()
+    await change(warm, OPEN, "other")
+    assert (warm.pool.counts()[0], await warm.driver.names()) == (1, before)
+
+
+async def test_a_session_keeps_the_egress_policy_it_was_started_with(warm: World) -> None:
+    version = await warm.add()
+    session = await warm.session(version)
+    await warm.ask(session, version)
+    await change(warm, OPEN)
+    assert await warm.ask(session, version) == b"hello"
+    assert policies(warm) >= {EgressMode.NONE}
+    await warm.manager.stop_session(session)
+    await warm.ask(session, version)
+    assert policies(warm) == {EgressMode.OPEN}
+
+
+async def test_what_is_just_being_made_ahead_does_not_survive_a_new_policy(warm: World) -> None:
+    async def run(process: FakeProcess) -> int:
+        # Under the old policy it does not become ready before the change.
+        return await (silent if process.spec.egress.mode is EgressMode.NONE else program())(process)
+
+    warm.programs["slow"] = run
+    version = await warm.add(image="slow")
+    warm.pool.expect(version)
+    await warm.until(lambda: policies(warm) == {EgressMode.NONE})
+    await change(warm, OPEN)
+    await warm.until(lambda: warm.pool.counts()[0] == 1)
+    assert policies(warm) == {EgressMode.OPEN}
+
+
+async def test_a_policy_that_was_read_before_its_change_is_not_started_with(warm: World) -> None:
+    reading, going = asyncio.Event(), asyncio.Event()
+    read = warm.egress.policy
+
+    async def slow(project: str) -> EgressPolicy:
+        found = await read(project)
+        if found.mode is EgressMode.NONE:
+            reading.set()
+            await going.wait()
+        return found
+
+    object.__setattr__(warm.installation, "egress", slow)
+    version = await warm.add()
+    warm.pool.expect(version)
+    await asyncio.wait_for(reading.wait(), 5)
+    await change(warm, OPEN)
+    going.set()
+    await warm.until(lambda: warm.pool.counts()[0] == 1)
+    assert policies(warm) == {EgressMode.OPEN}
 
 
 async def test_deleting_a_version_removes_what_was_made_ahead_for_it(warm: World) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from cupola.domain.definition import parse_definition
+from cupola.domain.egress import NO_EGRESS
 from cupola.domain.errors import CupolaError
 from cupola.domain.principal import Principal
 from cupola.domain.session import Session
@@ -23,6 +24,7 @@ from cupola.images.store import ImageStore
 from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec
 from cupola.sandbox.fake import FakeDriver, FakeProcess, Program
 from cupola.sessions.admission import Admission, Limits
+from cupola.sessions.egress import EgressPolicies
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
@@ -201,7 +203,10 @@ class World:
         self.programs: dict[str, Program] = {"serve": program(), "silent": silent}
         self.driver = driver or FakeDriver(self.programs)
         self.images = Images(directory / "images")
-        self.installation = Installation(TENANT, lambda project: f"https://localhost/api/projects/{project}", 20.0, 0.0)
+        self.egress = EgressPolicies(database, NO_EGRESS, lambda: self.now)
+        self.installation = Installation(
+            TENANT, lambda project: f"https://localhost/api/projects/{project}", 20.0, 0.0, self.egress.policy
+        )
         self.launcher = Launcher(self.driver, self.installation, Admission(limits))
         self.now = 1_800_000_000.0
         self.age = 0.0

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec
+from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, unbroken
 from cupola.sandbox.oci import linux, process
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
 from cupola.sandbox.oci.disk import Disk
@@ -319,13 +319,17 @@ class OciDriver(Driver):
         # Opened here, where a child that has ended cannot have been reaped yet: the process id is still its own.
         namespace = os.open(f"/proc/{sandbox.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._work, self._claim, name, sandbox.user, home, files)
-            await loop.run_in_executor(self._mounts, _attach, namespace, sandbox.user, {HOME: home, FILES: files})
+            # To its end even when the caller is cancelled: the thread must not find another file at the descriptor.
+            await unbroken(self._attach(name, namespace, sandbox.user, home, files))
         except OSError as error:
             raise SandboxError(f"its directories could not be mounted: {error}") from error
         finally:
             os.close(namespace)
+
+    async def _attach(self, name: str, namespace: int, user: User, home: Path, files: Path) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._work, self._claim, name, user, home, files)
+        await loop.run_in_executor(self._mounts, _attach, namespace, user, {HOME: home, FILES: files})
 
     async def remove(self, name: str, grace: float) -> None:
         sandbox = self._sandboxes.get(name)

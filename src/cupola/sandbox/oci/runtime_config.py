@@ -72,6 +72,8 @@ def runtime_config(
             "oomScoreAdj": 500,
         },
         "mounts": [
+            # crun mounts the root once more and forgets its flags. It takes no `/` here, but this.
+            {"destination": "/.", "type": "bind", "source": str(root), "options": ["bind", "remount", "nosuid", "nodev"]},
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},

@@ -49,10 +49,10 @@ sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_s
 """
 _COMMUNICATION = """
 accept accept4 bind connect epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait
-epoll_wait_old eventfd eventfd2 getpeername getsockname getsockopt getrandom io_cancel io_destroy io_getevents
-io_setup io_submit listen mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl
-msgget msgrcv msgsnd pipe pipe2 poll ppoll pselect6 recvfrom recvmmsg recvmsg select semctl semget semop semtimedop
-sendmmsg sendmsg sendto setsockopt shmat shmctl shmdt shmget shutdown socketpair
+epoll_wait_old eventfd eventfd2 getpeername getsockname getsockopt getrandom listen mq_getsetattr mq_notify mq_open
+mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd pipe pipe2 poll ppoll pselect6 recvfrom recvmmsg
+recvmsg select semctl semget semop semtimedop sendmmsg sendmsg sendto setsockopt shmat shmctl shmdt shmget shutdown
+socketpair
 """
 
 ALLOWED: tuple[str, ...] = tuple(
@@ -62,7 +62,16 @@ ALLOWED: tuple[str, ...] = tuple(
     )
 )
 
-AF_VSOCK = 40
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_AUDIT = 0, 4, 9
+
+# Other families, and other protocols of netlink, are code of the kernel that is seldom used and may be loaded by asking for
+# it; one tells every event of the host's devices. Programs that add users do not go on without NETLINK_AUDIT.
+_SOCKET_RULES = (
+    *([(0, family)] for family in (AF_UNIX, AF_INET, AF_INET6)),
+    *([(0, AF_NETLINK), (2, protocol)] for protocol in (NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_AUDIT)),
+)
+"""Indices of arguments and the values they must have; all of one of them have to fit."""
 
 # A request to ioctl(2) has its direction in the bits 30 and 31 and a letter in the bits 8 to 15; the kernel drops what is
 # above bit 31. Requests that only write are not allowed for the letters of FS_IOC_SETFLAGS (`f`) and FS_IOC_FSSETXATTR
@@ -96,11 +105,14 @@ def profile() -> dict[str, Any]:
                 "args": [{"index": 0, "value": NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}],
             },
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS},
-            {
-                "names": ["socket"],
-                "action": "SCMP_ACT_ALLOW",
-                "args": [{"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE"}],
-            },
+            *(
+                {
+                    "names": ["socket"],
+                    "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": index, "value": value, "op": "SCMP_CMP_EQ"} for index, value in rule],
+                }
+                for rule in _SOCKET_RULES
+            ),
             *(
                 {
                     "names": ["ioctl"],

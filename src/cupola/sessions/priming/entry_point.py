@@ -78,7 +78,7 @@ class _Image:
             self.check_interpreter(arguments[0])
             return arguments
         program = self.find(arguments[0])
-        head = self.files.read(program, SHEBANG_LIMIT) or b""
+        head = self.files.read(posixpath.join(self.working_directory, program), SHEBANG_LIMIT) or b""
         if not head.startswith(b"#!"):
             raise NotPrimable(
                 f"The entry point runs {arguments[0]}, which is not Python. Only a Python interpreter or a Python script "

@@ -13,33 +13,44 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from cupola.sessions.priming.client import Primed, PrimingChannel, primer_arguments
 from cupola.sessions.priming.entry_point import EntryPoint, _parse
 from cupola.sessions.priming.plan import Plan, Recording
 
-OLDEST = (3, 8)
+OURS = sys.executable
+VERSIONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 @cache
 def version_of(interpreter: str) -> tuple[int, ...]:
     """The first two numbers of its version."""
-    command = [interpreter, "-c", "import sys; print(*sys.version_info[:2])"]
+    command = [interpreter, "-ISc", "import sys; print(*sys.version_info[:2])"]
     return tuple(map(int, subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()))
 
 
-def _interpreters() -> list[str]:
-    """The one that runs the tests, the system's, and whichever others a version manager has installed."""
-    found = [sys.executable, "/usr/bin/python3"]
+@cache
+def _installed() -> dict[tuple[int, ...], str]:
+    """The interpreter that runs the tests, the system's, and whichever others a version manager has installed."""
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found += sorted(map(str, versions.glob("3.*/bin/python3")))
-    usable: dict[tuple[int, ...], str] = {}
-    for path in found:
-        if Path(path).exists() and version_of(path) >= OLDEST:
-            usable.setdefault(version_of(path), path)
-    return list(usable.values())
+    candidates = [OURS, "/usr/bin/python3", *sorted(map(str, versions.glob("3.*/bin/python3")))]
+    found: dict[tuple[int, ...], str] = {}
+    for path in candidates:
+        if Path(path).exists():
+            found.setdefault(version_of(path), path)
+    return found
 
 
-INTERPRETERS = _interpreters()
+def interpreter_of(version: str) -> str:
+    """An interpreter of this machine; the test is skipped where there is none of that version."""
+    found = _installed().get(tuple(map(int, version.split("."))))
+    if found is None:
+        pytest.skip(f"this machine has no Python {version}")
+    return found
+
+
+OTHERS = tuple(version for version in VERSIONS if version != f"{sys.version_info[0]}.{sys.version_info[1]}")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -55,12 +66,14 @@ def entry_point(*command: str) -> EntryPoint:
     return _parse(command)
 
 
-def run_cold(entry: EntryPoint, environment: Mapping[str, str], directory: Path) -> Result:
-    done = subprocess.run(
-        entry.command, env=environment, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, check=False,
-        executable=shutil.which(entry.interpreter, path=environment["PATH"]),
+async def run_cold(entry: EntryPoint, environment: Mapping[str, str], directory: Path) -> Result:
+    process = await asyncio.create_subprocess_exec(
+        *entry.command, env=environment, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, executable=shutil.which(entry.interpreter, path=environment["PATH"]),
     )  # fmt: skip
-    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+    stdout, stderr = await process.communicate()
+    assert process.returncode is not None
+    return Result(process.returncode, stdout.decode(), stderr.decode())
 
 
 async def waiting(

@@ -11,37 +11,109 @@ import pytest
 from cupola.sessions.priming.plan import Imported, Recording, make_plan
 from tests.unit.sessions.priming.interpreters import (
     ENVIRONMENT,
-    INTERPRETERS,
+    OURS,
+    VERSIONS,
     entry_point,
+    interpreter_of,
     record,
     run_cold,
     run_primed,
-)  # fmt: skip
+)
+from tests.unit.sessions.priming.programs import dedented
 
 SESSION = {**ENVIRONMENT, "SESSION": "ours", "OTHER": "1"}
 
-HARMLESS = {
-    "reading another variable": "import os\nos.environ['OTHER'], os.getenv('NONE'), 'NONE' in os.environ",
-    "setting another variable": "import os\nos.environ.setdefault('NEW', '1')\nos.environ['NEW'] = '2'\ndel os.environ['NEW']",
-    "a clock that only measures": "import time\ntime.monotonic(); time.perf_counter(); time.sleep(0)",
-    "converting a given time": "import time, datetime\ntime.localtime(0); datetime.datetime.fromtimestamp(0)",
-    "naming a clock": "import datetime, time\ndef now(): return datetime.datetime.now()\nfactory = datetime.datetime.now, time.time",
-    "a class with a method of that name": "class A:\n  def now(self): pass\n  def today(self): return self.now()",
-    "a thread that has ended": "import threading\nt = threading.Thread(target=print, args=('', ))\nt.start()\nt.join()",
-    "a pool that has ended": "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(2) as e: list(e.map(abs, [1]))",
-    "a socket that is closed": "import socket\ns = socket.socket()\ns.bind(('127.0.0.1', 0))\ns.close()",
-    "a file": "import os\nopen('/etc/passwd').close(); os.stat('/etc'); os.path.exists('/nonexistent'); os.listdir('/')",
-    "the platform": "import platform\nplatform.platform(), platform.processor()",
-    "a library that is looked for": "import ctypes.util\nctypes.util.find_library('c')",
-    "logging": "import logging\nlogging.getLogger('x').warning('hello')",
-    "the interface of gateways": "import wsgiref.handlers",
-    "a warning that is not shown": "import warnings\nwarnings.warn('x', PendingDeprecationWarning)",
-    "an event loop": "import asyncio\nloop = asyncio.new_event_loop()\nloop.run_until_complete(asyncio.sleep(0, None))\nloop.close()",
-    "a name that is no identifier": "import importlib\nimportlib.import_module('odd-name')",
-    "a module that is not there": "try: import nothing\nexcept ImportError: pass",
-    "the clock afterwards": "import time\ndef f(): return time.time()",
-    "random numbers": "import random, uuid, os\nrandom.random(); uuid.uuid4(); os.urandom(1)",
-}
+HARMLESS = dedented(
+    {
+        "reading another variable": """
+            import os
+            os.environ['OTHER'], os.getenv('NONE'), 'NONE' in os.environ
+            """,
+        "setting another variable": """
+            import os
+            os.environ.setdefault('NEW', '1')
+            os.environ['NEW'] = '2'
+            del os.environ['NEW']
+            """,
+        "a clock that only measures": """
+            import time
+            time.monotonic(); time.perf_counter(); time.sleep(0)
+            """,
+        "converting a given time": """
+            import time, datetime
+            time.localtime(0); datetime.datetime.fromtimestamp(0)
+            """,
+        "naming a clock": """
+            import datetime, time
+            def now(): return datetime.datetime.now()
+            factory = datetime.datetime.now, time.time
+            """,
+        "a class with a method of that name": """
+            class A:
+              def now(self): pass
+              def today(self): return self.now()
+            """,
+        "a thread that has ended": """
+            import threading
+            t = threading.Thread(target=print, args=('', ))
+            t.start()
+            t.join()
+            """,
+        "a pool that has ended": """
+            from concurrent.futures import ThreadPoolExecutor
+            with ThreadPoolExecutor(2) as e: list(e.map(abs, [1]))
+            """,
+        "a socket that is closed": """
+            import socket
+            s = socket.socket()
+            s.bind(('127.0.0.1', 0))
+            s.close()
+            """,
+        "a file": """
+            import os
+            open('/etc/passwd').close(); os.stat('/etc'); os.path.exists('/nonexistent'); os.listdir('/')
+            """,
+        "the platform": """
+            import platform
+            platform.platform(), platform.processor()
+            """,
+        "a library that is looked for": """
+            import ctypes.util
+            ctypes.util.find_library('c')
+            """,
+        "logging": """
+            import logging
+            logging.getLogger('x').warning('hello')
+            """,
+        "the interface of gateways": "import wsgiref.handlers",
+        "a warning that is not shown": """
+            import warnings
+            warnings.warn('x', PendingDeprecationWarning)
+            """,
+        "an event loop": """
+            import asyncio
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(asyncio.sleep(0, None))
+            loop.close()
+            """,
+        "a name that is no identifier": """
+            import importlib
+            importlib.import_module('odd-name')
+            """,
+        "a module that is not there": """
+            try: import nothing
+            except ImportError: pass
+            """,
+        "the clock afterwards": """
+            import time
+            def f(): return time.time()
+            """,
+        "random numbers": """
+            import random, uuid, os
+            random.random(); uuid.uuid4(); os.urandom(1)
+            """,
+    }
+)
 
 REASONS = {
     "import os\nos.environ['SESSION']": "uses the variable SESSION",
@@ -189,7 +261,8 @@ AGENTS = {
     ),
     "a module that another one makes": Agent(
         {"main.py": "import b, a\nprint(a.x)", "a.py": "import b.moves\nfrom b.moves import x",
-         "b.py": "import sys, types\n__path__ = []\nsys.modules['b.moves'] = m = types.ModuleType('b.moves')\nm.x = 1\nimport c",
+         "b.py": "import sys, types\n__path__ = []\nsys.modules['b.moves'] = m = types.ModuleType('b.moves')\nm.x = 1\n"
+         "import c",
          "c.py": ""},
         ("b", "c", "a"), (),
     ),
@@ -220,12 +293,12 @@ AGENTS = {
 }  # fmt: skip
 
 
-async def _record(tmp_path: Path, files: Mapping[str, str], interpreter: str = INTERPRETERS[0]) -> dict[str, Imported]:
+async def _record(tmp_path: Path, files: Mapping[str, str], interpreter: str = OURS) -> dict[str, Imported]:
     recording = await _recording(tmp_path, files, interpreter)
     return {module.name: module for module in recording.imported}
 
 
-async def _recording(tmp_path: Path, files: Mapping[str, str], interpreter: str = INTERPRETERS[0]) -> Recording:
+async def _recording(tmp_path: Path, files: Mapping[str, str], interpreter: str = OURS) -> Recording:
     directory = tmp_path / "application"
     directory.mkdir(exist_ok=True)
     (tmp_path / "files").mkdir(exist_ok=True)
@@ -239,20 +312,20 @@ async def _recording(tmp_path: Path, files: Mapping[str, str], interpreter: str 
     return recording
 
 
-@pytest.mark.parametrize("interpreter", INTERPRETERS)
-async def test_what_is_the_same_in_every_session_is_no_reason(tmp_path: Path, interpreter: str) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_what_is_the_same_in_every_session_is_no_reason(tmp_path: Path, version: str) -> None:
     files = {f"m{number}.py": program for number, program in enumerate(HARMLESS.values())} | {"odd-name.py": ""}
     main = "\n".join(f"import m{number}" for number in range(len(HARMLESS)))
-    imported = await _record(tmp_path, {**files, "main.py": main}, interpreter)
+    imported = await _record(tmp_path, {**files, "main.py": main}, interpreter_of(version))
     for number, name in enumerate(HARMLESS):
         assert imported[f"m{number}"].reasons == (), name
 
 
-@pytest.mark.parametrize("interpreter", INTERPRETERS)
-async def test_what_differs_between_sessions_is_a_reason(tmp_path: Path, interpreter: str) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_what_differs_between_sessions_is_a_reason(tmp_path: Path, version: str) -> None:
     files = {f"m{number}.py": program for number, program in enumerate(REASONS)}
     main = "\n".join(f"import m{number}" for number in range(len(REASONS)))
-    imported = await _record(tmp_path, {**files, "main.py": f"{main}\nimport os\nos._exit(0)"}, interpreter)
+    imported = await _record(tmp_path, {**files, "main.py": f"{main}\nimport os\nos._exit(0)"}, interpreter_of(version))
     for number, (program, reason) in enumerate(REASONS.items()):
         assert reason in " ".join(imported[f"m{number}"].reasons), program
 
@@ -263,8 +336,8 @@ async def test_the_plan_leaves_out(name: str, tmp_path: Path) -> None:
     plan = make_plan(await _recording(tmp_path, agent.files))
     names = {*agent.ahead, *agent.not_ahead}
     assert tuple(module for module, _ in plan.modules if module in names) == agent.ahead, plan.skipped
-    entry = entry_point(INTERPRETERS[0], "main.py")
-    cold = run_cold(entry, SESSION, tmp_path / "application")
+    entry = entry_point(OURS, "main.py")
+    cold = await run_cold(entry, SESSION, tmp_path / "application")
     primed, report = await run_primed(entry, plan, SESSION, tmp_path / "application")
     assert report.skipped == {}
     assert primed == cold

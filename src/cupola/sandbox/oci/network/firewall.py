@@ -15,6 +15,10 @@ from cupola.domain.egress import NEVER_REACHED, PRIVATE, EgressMode, EgressPolic
 ROUTER_TABLE = "ip router"
 UPLINK = "uplink"
 """The router's interface towards the host."""
+MOST_CONNECTIONS = 2048
+"""That one sandbox may have open to the outside: the kernel has room for so many in all, the host's own among them."""
+CONNECTIONS_PER_SECOND = 200
+"""Of TCP, and as many for five seconds at once: the kernel remembers each for two minutes after its end."""
 
 
 def router_rules(sandboxes: IPv4Network) -> str:
@@ -24,6 +28,7 @@ def router_rules(sandboxes: IPv4Network) -> str:
     one that has its address.
     """
     never = _elements((*NEVER_REACHED, sandboxes))
+    rate = f"limit rate over {CONNECTIONS_PER_SECOND}/second burst {5 * CONNECTIONS_PER_SECOND} packets"
     return f"""
 table {ROUTER_TABLE} {{
     map numbers {{ type ifname : mark; }}
@@ -33,6 +38,8 @@ table {ROUTER_TABLE} {{
     set hosts {{ type ifname . ipv4_addr; flags timeout; }}
     set ports {{ type ifname . ipv4_addr . inet_service; flags timeout; }}
     set host_addresses {{ type ipv4_addr; }}
+    set tracked {{ type ifname; flags dynamic; }}
+    set opened {{ type ifname; flags dynamic,timeout; timeout 1m; }}
     set never {{ type ipv4_addr; flags interval; elements = {{ {never} }}; }}
     set not_public {{ type ipv4_addr; flags interval; elements = {{ {_elements(PRIVATE)} }}; }}
 
@@ -45,10 +52,10 @@ table {ROUTER_TABLE} {{
     }}
     chain forward {{
         type filter hook forward priority filter; policy drop;
-        iifname "{UPLINK}" oifname . ct mark @connected ct state established,related accept
+        iifname "{UPLINK}" oifname . ct mark @connected jump known
         iifname "{UPLINK}" drop
         oifname != "{UPLINK}" goto refuse
-        iifname . ct mark @connected ct state established,related accept
+        iifname . ct mark @connected jump known
         ct state invalid drop
         meta l4proto != {{ tcp, udp }} drop
         ip daddr @never goto refuse
@@ -60,7 +67,13 @@ table {ROUTER_TABLE} {{
         iifname . ip daddr . th dport @ports goto pass
         goto refuse
     }}
+    chain known {{
+        ct state established accept
+        ct state related meta l4proto icmp accept
+    }}
     chain pass {{
+        ct state new add @tracked {{ iifname ct count over {MOST_CONNECTIONS} }} goto refuse
+        meta l4proto tcp ct state new update @opened {{ iifname {rate} }} goto refuse
         ct mark set iifname map @numbers accept
     }}
     chain refuse {{
@@ -71,7 +84,7 @@ table {ROUTER_TABLE} {{
         oifname "{UPLINK}" masquerade
     }}
 }}
-"""
+"""  # noqa: S608
 
 
 def host_rules(table: str, interface: str, router: IPv4Address) -> str:

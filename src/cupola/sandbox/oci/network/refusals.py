@@ -35,6 +35,10 @@ class Refusals:
         if len(self._told) >= MOST_REMEMBERED:
             self._told.clear()
         self._told[subject] = now
-        more = f" Before that, {self._untold} refusals were not told." if self._untold else ""
+        more = f" Before that, {_many(self._untold)} not told." if self._untold else ""
         self._untold = 0
         self._report(text + more)
+
+
+def _many(count: int) -> str:
+    return "1 refusal was" if count == 1 else f"{count} refusals were"

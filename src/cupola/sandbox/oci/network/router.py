@@ -140,7 +140,7 @@ class Router:
             if "policy drop" in forward and PREFIX not in rules:
                 return (
                     "another program of this host, such as Docker, drops forwarded packets unless told otherwise, so also "
-                    f"those of sandboxes: let it accept what comes in and goes out by {PREFIX}+; see docs/howto/egress.md"
+                    f"those of sandboxes: let it accept what comes in and goes out by {PREFIX}+; see docs/howto/network.md"
                 )
         return None
 

@@ -223,7 +223,14 @@ class Guard:
         def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
             sys.excepthook = hook
             error.__traceback__ = sys.last_traceback = inner
-            hook(kind, error, inner)
+            try:
+                hook(kind, error, inner)
+            except BaseException:
+                # What the hook raises is shown with the traceback that it has now. With a name for it in the clause above,
+                # the interpreter would set that once more.
+                failure: Any = sys.exc_info()[1]
+                failure.__traceback__ = failure.__traceback__.tb_next
+                raise
 
         sys.excepthook = show
 
