@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -236,10 +237,12 @@ def _run_directory(name: str) -> Iterator[tuple[Path, IO[str]]]:
         try:
             yield directory, lock
         finally:
-            # What is left in it after a clean stop is empty; after a failed one the next start needs it.
-            for part in (*directory.iterdir(), directory):
+            # What a failed stop has left is for the next start of any server, which knows it by the lock.
+            for part in directory.iterdir():
                 with contextlib.suppress(OSError):
-                    part.rmdir() if part.is_dir() else part.unlink()
+                    part.rmdir()
+            if not any(part.is_dir() for part in directory.iterdir()):
+                shutil.rmtree(directory)
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,11 @@ class Provisioner:
         try:
             session = SandboxSession(new_session_id(), trial, self._trials.path(trial))
             agent = await self._launcher.launch(version, image, session, tail, place)
-            for step, duration in agent.steps:
-                await log.add(step, _STEP_MESSAGES[step], time.perf_counter() - duration / 1000)
-            await self._launcher.stop(agent, 0)
+            try:
+                for step, duration in agent.steps:
+                    await log.add(step, _STEP_MESSAGES[step], time.perf_counter() - duration / 1000)
+            finally:
+                await self._launcher.stop(agent, 0)
             if version.definition.primes:
                 await self._prime(version, image, session, log)
         except StartFailed as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,26 @@ async def test_a_trial_leaves_no_sandbox_and_no_files(world: World) -> None:
     assert await world.sandboxes() == 0
     assert list((world.directory / "trials").iterdir()) == []
     assert list(world.directory.glob("sessions/*")) == []
+
+
+async def test_a_trial_that_is_cut_off_when_it_is_ready_leaves_no_sandbox(world: World) -> None:
+    gate = threading.Event()
+    blocking: list[asyncio.Task[bool]] = []
+
+    async def serve_while_nothing_can_be_written(process: FakeProcess) -> int:
+        blocking.append(asyncio.ensure_future(world.database.write(lambda _: gate.wait())))
+        return await program()(process)
+
+    world.programs["serve"] = serve_while_nothing_can_be_written
+    version = await world.add(status=CREATING)
+    world.provisioner.submit(version)
+    await world.until(lambda: bool(blocking) and not world.launcher.starting)
+    try:
+        await world.provisioner.cancel(version.key)
+        assert await world.sandboxes() == 0
+    finally:
+        gate.set()
+    await asyncio.gather(*blocking)
 
 
 async def test_an_image_that_does_not_exist_fails_the_version_with_its_code(world: World) -> None:
