@@ -55,7 +55,11 @@ def test_what_a_killed_server_left_at_the_engine_is_gone_after_the_next_start(
     start_platform: Callable[..., Platform], engine: PrivateEngine, echo_image: str
 ) -> None:
     # Nothing asks for docker here: it is taken because there is no OCI runtime of that name.
-    settings = {"CUPOLA_OCI_RUNTIME": "no-such-runtime", "CUPOLA_DOCKER_SOCKET": str(engine.socket), "CUPOLA_POOL_SIZE": "0"}
+    settings = {
+        "CUPOLA_OCI_RUNTIME": "no-such-runtime",
+        "CUPOLA_DOCKER_SOCKET": str(engine.socket),
+        "CUPOLA_POOL_SIZE": "0",
+    }
     platform = start_platform(**settings)
     assert "by the docker driver: oci cannot be used (no no-such-runtime on the PATH)" in platform.log.read_text()
     assert platform.deploy("echo", echo_image)["status"] == "active"
