@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+from cupola.installation import DataFolder
 from cupola.sandbox.oci.cgroup import find_hierarchies
 from cupola.sandbox.oci.network.firewall import UPLINK
 from cupola.sandbox.oci.network.namespace import enter
@@ -53,7 +54,7 @@ class Installation:
 
     def guids(self) -> dict[str, str]:
         """The id of each session by the name of its directory."""
-        with closing(sqlite3.connect(f"file:{self.data / 'cupola.db'}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"file:{DataFolder(self.data).database}?mode=ro", uri=True)) as database:
             return dict(database.execute("SELECT guid, id FROM sessions"))
 
     def session_of(self, process: int) -> str | None:
