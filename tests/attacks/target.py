@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from cupola.domain.principal import Principal
 from cupola.identity.tokens import AUDIENCE, Tokens, load_or_create_key
+from cupola.installation import DataFolder
 from tests.system.platform import Platform
 
 PROJECT = "/api/projects/default"
@@ -42,6 +43,7 @@ class Target:
         with platform.http() as client:
             assert client.base_url.port is not None
             self.port: int = client.base_url.port
+        self.key_file = DataFolder(platform.data).signing_key
         self.administrator = self.token(Principal("root", "administrator", True))
         self.alice = self.token(Principal("alice", "alice", False))
         self.bob = self.token(Principal("bob", "bob", False))
@@ -52,7 +54,7 @@ class Target:
 
     def tokens(self) -> Tokens:
         """What makes tokens that the server takes for its own."""
-        return Tokens(load_or_create_key(self.platform.data / "signing.key"), self.tenant)
+        return Tokens(load_or_create_key(self.key_file), self.tenant)
 
     def token(self, principal: Principal, audience: str = AUDIENCE, lifetime: int = 3600) -> str:
         return self.tokens().issue(principal, audience, lifetime).text

@@ -29,7 +29,7 @@ def _claims(target: Target, **changed: object) -> dict[str, object]:
 
 
 def _signed(target: Target, **changed: object) -> str:
-    key = load_or_create_key(target.platform.data / "signing.key")
+    key = load_or_create_key(target.key_file)
     header = {"alg": "ES256", "typ": "JWT", "kid": key.kid}
     return jwt.encode(header, _claims(target, **changed), key, algorithms=["ES256"])
 
@@ -39,7 +39,7 @@ def _other_key(target: Target, header: dict[str, object]) -> str:
 
 
 def _public_key_as_secret(target: Target) -> str:
-    key = load_or_create_key(target.platform.data / "signing.key")
+    key = load_or_create_key(target.key_file)
     secret = OctKey.import_key(base64.b64encode(key.as_pem(private=False)))
     return jwt.encode({"alg": "HS256"}, _claims(target), secret, algorithms=["HS256"])
 
@@ -65,7 +65,7 @@ FORGED: dict[str, Callable[[Target], str]] = {
     "public_key_as_secret": _public_key_as_secret,
     "another_key": lambda target: _other_key(target, {"alg": "ES256", "typ": "JWT"}),
     "another_key_by_the_same_name": lambda target: _other_key(
-        target, {"alg": "ES256", "kid": load_or_create_key(target.platform.data / "signing.key").kid}
+        target, {"alg": "ES256", "kid": load_or_create_key(target.key_file).kid}
     ),
     "own_key_in_the_header": _with_own_key_in_header,
     "changed_claims": _changed,
@@ -83,7 +83,7 @@ FORGED: dict[str, Callable[[Target], str]] = {
     "several_audiences": lambda target: _signed(target, aud=["https://management.azure.com", AUDIENCE]),
     "no_audience": lambda target: _signed(target, aud=None),
     "another_installation": lambda target: (
-        Tokens(load_or_create_key(target.platform.data / "signing.key"), "elsewhere").issue(ROOT, AUDIENCE).text
+        Tokens(load_or_create_key(target.key_file), "elsewhere").issue(ROOT, AUDIENCE).text
     ),
     "no_subject": lambda target: _signed(target, sub=None),
     "nonsense": lambda target: "x.y.z",
@@ -248,6 +248,6 @@ def test_a_guessed_secret_gives_no_token(shared: Target, secret: str) -> None:
 def test_a_token_is_for_one_sane_audience(shared: Target, resource: str) -> None:
     from urllib.parse import quote
 
-    secret = (shared.platform.data / "administrator.secret").read_text().strip()
+    secret = (shared.platform.data / "server" / "administrator.secret").read_text().strip()
     answer = shared.ask("GET", f"/msi/token?resource={quote(resource)}", x_identity_header=secret)
     assert answer.status == 400

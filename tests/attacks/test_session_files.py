@@ -54,7 +54,7 @@ def test_an_absolute_path_begins_at_the_session(target: Target, secret: Path) ->
 
 LINKS = {
     "absolute": "{path}", "relative": "../../../../../../../../../..{path}", "proc_root": "/proc/1/root{path}",
-    "proc_cwd": "/proc/self/cwd", "data_folder": "{data}/administrator.secret", "loop": "{name}",
+    "proc_cwd": "/proc/self/cwd", "data_folder": "{data}/server/administrator.secret", "loop": "{name}",
 }  # fmt: skip
 
 

@@ -94,6 +94,21 @@ def test_sessions_with_2_10_0(platform: Platform, sdk_python: Callable[[str], Pa
     ]
 
 
+def test_session_files_with_2_10_0(platform: Platform, sdk_python: Callable[[str], Path], echo_image: str) -> None:
+    assert run(sdk_python("2.10.0"), platform, "session_files_new.py", echo_image) == [
+        "uploaded before the first start: remote/data_file1.txt 8",
+        "listed while it sleeps: ['data_file1.txt', 'large.bin']",
+        "made by the agent: 1",
+        "answer: count: 2",
+        "downloaded while it runs: 1000000",
+        "not empty: 409",
+        "gone: not_found",
+        "log: True",
+        "alice: ['session-of-alice']",
+        "bob: session_not_found",
+    ]
+
+
 OLD_LIFECYCLE = [
     "status: active",
     "agents: ['old-style', 'data-processor-agent']",
