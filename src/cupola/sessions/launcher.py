@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -100,19 +101,29 @@ class Launcher:
         self.admission = admission
         self.starting = 0
         """How many sandboxes that somebody waits for are being started right now."""
+        self.idle: Callable[[], None] = lambda: None
+        """Called when there is none of these any more."""
         self._leftovers: list[RunningAgent] = []
+
+    @contextlib.contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Around a start that somebody waits for."""
+        self.starting += 1
+        try:
+            yield
+        finally:
+            self.starting -= 1
+            if not self.starting:
+                self.idle()
 
     async def launch(
         self, version: Version, image: Image, session: SandboxSession, sink: OutputSink, place: Place
     ) -> RunningAgent:
         """Start the image's entry point and wait. Raises StartFailed, leaving nothing behind; the place is then given back."""
-        self.starting += 1
-        try:
+        with self.waited_for():
             arguments = self._entry_point(image, place)
             agent = await self.start(version, image, arguments, session, sink, place)
             await self.wait_until_ready(agent, version, sink)
-        finally:
-            self.starting -= 1
         return agent
 
     def _entry_point(self, image: Image, place: Place) -> tuple[str, ...]:

@@ -124,6 +124,7 @@ class WarmPool:
         self._clock = clock
         self._demands: dict[int, _Demand] = {}
         self._wake = asyncio.Event()
+        launcher.idle = self._wake.set
         self._making: tuple[int, asyncio.Task[None]] | None = None
         self._group: asyncio.TaskGroup | None = None
 

@@ -237,22 +237,19 @@ class Primer:
         `sink` is told why. Raises StartFailed and PrimingFailed, after which the sandbox is gone.
         """
         agent = primed.agent
-        self._launcher.starting += 1
-        try:
-            began = time.perf_counter()
-            unusable = await self._run(primed, session, sink)
-            agent.steps = [("hand over", 1000 * (time.perf_counter() - began))]
-            if unusable is not None:
-                agent.kind = "cold"
-                sink.output(
-                    "status", f"What was imported ahead could not be used, so it starts cold. {unusable}.\n".encode()
-                )
-            await self._launcher.wait_until_ready(agent, primed.version, sink)
-        except BaseException:
-            await self.discard(primed)
-            raise
-        finally:
-            self._launcher.starting -= 1
+        with self._launcher.waited_for():
+            try:
+                began = time.perf_counter()
+                unusable = await self._run(primed, session, sink)
+                agent.steps = [("hand over", 1000 * (time.perf_counter() - began))]
+                if unusable is not None:
+                    agent.kind = "cold"
+                    text = f"What was imported ahead could not be used, so it starts cold. {unusable}.\n"
+                    sink.output("status", text.encode())
+                await self._launcher.wait_until_ready(agent, primed.version, sink)
+            except BaseException:
+                await self.discard(primed)
+                raise
         return agent
 
     async def _run(self, primed: PrimedSandbox, session: SandboxSession, sink: OutputSink) -> str | None:
