@@ -57,16 +57,23 @@ def give(directory: Path, uid: int, gid: int) -> None:
 def become(user: ServerUser, writable: Path, readable: Sequence[Path]) -> None:
     """Become a user for good. `writable` and `readable` can be reached, whatever is above them.
 
-    The calling process needs a mount namespace that it may leave, and no threads.
+    The calling process must have no threads. Raises CupolaError when root has too few rights here, as in some containers.
     """
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
-    _reveal(writable, (*_program_directories(), *readable))
-    os.chdir("/")
-    os.setgroups([])
-    os.setresgid(user.gid, user.gid, user.gid)
-    os.setresuid(user.uid, user.uid, user.uid)
-    linux.forbid_new_privileges()
+    try:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
+        _reveal(writable, (*_program_directories(), *readable))
+        os.chdir("/")
+        os.setgroups([])
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+        linux.forbid_new_privileges()
+    except OSError as error:
+        raise CupolaError(
+            "no_privilege",
+            f"The server cannot give up its rights here ({error}). Set CUPOLA_SERVER_USER=root to run it as root, in the "
+            "process that makes sandboxes.",
+        ) from error
 
 
 def die_with_parent(parent: int) -> None:
