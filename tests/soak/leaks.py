@@ -158,7 +158,10 @@ def _namespaces_of(process: int) -> dict[str, str]:
 
 def _look_into_router(path: str) -> tuple[int, int] | None:
     """How many interfaces and how many sandboxes with rules a router has; None when the namespace is not one."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # the server has closed it since it was listed
+        return None
     try:
         enter(descriptor)
     finally:
