@@ -51,7 +51,7 @@ from cupola.images.store import ImageStore
 from cupola.installation import DataFolder, ServerState
 from cupola.node.privileges import become, find_server_user, give
 from cupola.node.process import Node, Parts, run_apart
-from cupola.sandbox.base import Driver, SandboxError
+from cupola.sandbox.base import Driver
 from cupola.sandbox.oci.driver import (
     LOCK_NAME,
     OciDriver,
@@ -144,15 +144,8 @@ def run(
 
 
 async def _run_as_one(server: _Server, parts: Parts) -> None:
-    try:
-        await parts.driver.open()
-    except SandboxError as error:
-        raise CupolaError("driver", f"Sandboxes cannot be made on this machine: {error}.") from error
-    try:
+    async with parts.opened():
         await server.serve(Host(parts.driver, parts.images, parts.volumes["volumes"], parts.volumes["trials"]))
-    finally:
-        await parts.driver.close()
-        await parts.images.close()
 
 
 async def _run_with_node(server: _Server, node: Node) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,27 +76,33 @@ class Node:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the node works with. None of it has been opened."""
+    """What sandboxes are made with. None of it has been opened."""
 
     driver: Driver
     images: ImageStore
     volumes: Mapping[wire.VolumeKind, LocalVolumes]
 
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Use them for the length of the block. Raises CupolaError when no sandboxes can be made here."""
+        try:
+            await self.driver.open()
+        except SandboxError as error:
+            raise CupolaError("driver", f"Sandboxes cannot be made on this machine: {error}.") from error
+        try:
+            yield
+        finally:
+            await self.driver.close()
+            await self.images.close()
+
 
 async def serve_node(sockets: Sockets, folder: Path, parts: Parts) -> None:
     """Be the node of a server until that has gone. Raises CupolaError when no sandboxes can be made here."""
-    try:
-        await parts.driver.open()
-    except SandboxError as error:
-        raise CupolaError("driver", f"Sandboxes cannot be made on this machine: {error}.") from error
-    try:
+    async with parts.opened():
         lanes = [Lane(lane) for lane in sockets.lanes]
         await NodeService(
             Connection(sockets.connection), lanes, folder, parts.driver, parts.images, parts.volumes
         ).run()
-    finally:
-        await parts.driver.close()
-        await parts.images.close()
 
 
 def run_apart(

@@ -9,7 +9,7 @@ from pathlib import Path
 from cupola.node import messages as wire
 from cupola.node.client import Lanes
 from cupola.sessions.file_listing import NamePage
-from cupola.sessions.file_transfer import UPLOAD_LIMIT, too_large
+from cupola.sessions.file_transfer import UPLOAD_LIMIT, too_large, write_all
 from cupola.sessions.file_tree import Names, explained
 from cupola.sessions.files import FileEntry
 
@@ -89,9 +89,7 @@ class NodeUpload:
         if self.size > UPLOAD_LIMIT:
             raise too_large()
         with explained(self._path):
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            write_all(self._file, data)
 
     def finish(self) -> None:
         if self._number is None:

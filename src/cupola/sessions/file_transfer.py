@@ -49,9 +49,7 @@ class Upload:
         if self.size > UPLOAD_LIMIT:
             raise too_large()
         with explained(self._path):
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            write_all(self._file, data)
 
     def fileno(self) -> int:
         """The descriptor that `write` writes to."""
@@ -113,6 +111,13 @@ class Download:
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Write every byte to an open file. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
 
 
 def too_large() -> CupolaError:
