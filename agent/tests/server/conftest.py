@@ -121,7 +121,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(answering: Answering = echo, talking: Talking = echo_messages, **options: float) -> AsyncIterator[Served]:
+async def serving(
+    answering: Answering = echo, talking: Talking = echo_messages, **options: float
+) -> AsyncIterator[Served]:
     app = App(answering, talking)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))

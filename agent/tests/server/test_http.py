@@ -97,7 +97,9 @@ async def test_what_is_refused(echo_server: Any, status: int, request_bytes: byt
     assert await raw.rest() == b""
 
 
-@pytest.mark.parametrize("broken", [b"zz\r\nabc\r\n", b"fffffffffffffffff\r\nabc", b"3\nabc\n", b"3 \r\nabc\r\n", b"1\r\nabc\r\n"])
+@pytest.mark.parametrize(
+    "broken", [b"zz\r\nabc\r\n", b"fffffffffffffffff\r\nabc", b"3\nabc\n", b"3 \r\nabc\r\n", b"1\r\nabc\r\n"]
+)
 async def test_a_chunk_that_is_none_breaks_the_body(serve: Serve, broken: bytes) -> None:
     reading, raised = asyncio.Event(), asyncio.Event()
 
@@ -243,7 +245,9 @@ async def test_a_streamed_answer_to_head_has_no_body(serve: Serve) -> None:
         assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-@pytest.mark.parametrize(("pieces", "complete"), [((b"abc", b"de"), True), ((b"abc",), False), ((b"abc", b"defg"), False)])
+@pytest.mark.parametrize(
+    ("pieces", "complete"), [((b"abc", b"de"), True), ((b"abc",), False), ((b"abc", b"defg"), False)]
+)
 async def test_a_stream_with_a_length_of_its_own(serve: Serve, pieces: tuple[bytes, ...], complete: bool) -> None:
     async def answer(exchange: Exchange) -> None:
         exchange.start(200, [(b"content-length", b"5")])
@@ -314,7 +318,12 @@ async def test_a_header_that_would_split_the_answer_becomes_a_500(
 
 
 async def test_headers_that_are_the_servers_own_are_not_doubled(serve: Serve) -> None:
-    given = [(b"Content-Length", b"99"), (b"Transfer-Encoding", b"chunked"), (b"Date", b"never"), (b"connection", b"keep-alive")]
+    given = [
+        (b"Content-Length", b"99"),
+        (b"Transfer-Encoding", b"chunked"),
+        (b"Date", b"never"),
+        (b"connection", b"keep-alive"),
+    ]
 
     async def answer(exchange: Exchange) -> None:
         exchange.respond(200, given, b"abc")
