@@ -12,7 +12,7 @@ from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, error_answer, invalid_request
 from cupola_agent.handlers import Handler
 from cupola_agent.http import Request
-from cupola_agent.items import input_items
+from cupola_agent.responses.input import input_items
 from cupola_agent.logs import add_log_fields
 from cupola_agent.objects import Json
 from cupola_agent.routing import Endpoint, Route

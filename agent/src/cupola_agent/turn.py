@@ -10,7 +10,7 @@ from cupola_agent.context import ResponseContext
 from cupola_agent.errors import handler_failed
 from cupola_agent.events import Event, ResponseEvents, sse_frame
 from cupola_agent.handlers import Handler, is_stream
-from cupola_agent.items import user_text
+from cupola_agent.responses.input import user_text
 from cupola_agent.objects import Json, new_response
 
 logger = logging.getLogger("cupola_agent")
