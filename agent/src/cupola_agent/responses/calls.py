@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Self
 
 from cupola_agent.responses.open_item import Deltas, OpenItem, plain_text
 from cupola_agent.responses.output import Json, Output
+from cupola_agent.responses.shapes import builtins
 
 
 class Course(NamedTuple):
@@ -126,3 +127,87 @@ class CallWriter(OpenItem):
             self._item = {**self._item, course.field: self._text.joined()}
         self._text_told = True
         self._tell(f"{course.text}.done", **{name: self._item[name] for name in (course.field, *course.told)})
+
+    def _set(self, name: str, value: Any) -> None:
+        """A field of the item's last state."""
+        self._ready(name)
+        self._item = {**self._item, name: builtins(value)}
+
+
+class FunctionCallWriter(CallWriter):
+    """Asks the caller to run a function."""
+
+    def arguments(self, delta: str) -> None:
+        """A piece of the arguments, which together are JSON."""
+        self.delta(delta)
+
+
+class CustomToolCallWriter(CallWriter):
+    """Asks the caller to run a tool that takes text."""
+
+    def input(self, delta: str) -> None:
+        self.delta(delta)
+
+
+class McpCallWriter(CallWriter):
+    """A call that the agent makes to a tool of an MCP server."""
+
+    def arguments(self, delta: str) -> None:
+        """A piece of the arguments, which together are JSON."""
+        self.delta(delta)
+
+    def output(self, text: str) -> None:
+        """What the tool gave."""
+        self._set("output", text)
+
+    def error(self, error: str | Mapping[str, Any]) -> None:
+        """Why the call failed."""
+        self._set("error", error)
+
+
+class CodeInterpreterWriter(CallWriter):
+    """Code that the agent writes and runs."""
+
+    def code(self, delta: str) -> None:
+        self.delta(delta)
+
+    def interpreting(self) -> None:
+        """The code runs."""
+        self.step("interpreting")
+
+    def outputs(self, outputs: Sequence[Mapping[str, Any]]) -> None:
+        """`{"type": "logs", "logs": …}` or `{"type": "image", "url": …}`."""
+        self._set("outputs", outputs)
+
+
+class ImageGenerationWriter(CallWriter):
+    """An image that the agent makes."""
+
+    def generating(self) -> None:
+        self.step("generating")
+
+    def result(self, image: str) -> None:
+        """The image, in base64."""
+        self._set("result", image)
+
+
+class FileSearchWriter(CallWriter):
+    """A search of the agent in files."""
+
+    def searching(self) -> None:
+        self.step("searching")
+
+    def results(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """`file_id`, `filename`, `score`, `text`, `attributes` of each."""
+        self._set("results", results)
+
+
+class WebSearchWriter(CallWriter):
+    """A search of the agent in the web."""
+
+    def searching(self) -> None:
+        self.step("searching")
+
+    def action(self, action: Mapping[str, Any]) -> None:
+        """What was done: `{"type": "search", "query": …, "sources": […]}`, `open_page` or `find_in_page`."""
+        self._set("action", action)
