@@ -59,14 +59,28 @@ class Output:
         self._response = response
         self._append = append
         self._next_number = first_number
-        self._items: list[Json] = list(items)
+        self._items: list[Json] = []
         self._partition = ids.partition_of(response["id"]) or ids.new_partition()
+        self._internal: dict[int, Json] = {}
+        self.internal_metadata: Json = {}
         self.ending: Ending | None = None
+        for item in items:
+            self._items.append(self._stamped(item, len(self._items)))
 
     @property
     def response(self) -> Json:
         """The response as it stands, with every item that was opened: an open one as it was when it was added."""
         return {**self._response, "output": list(self._items)}
+
+    @property
+    def stored(self) -> Json:
+        """The response as a store keeps it: with what the handler noted for itself (contract section 4.13)."""
+        response = self.response
+        for index, noted in self._internal.items():
+            response["output"][index] = {**response["output"][index], "internal_metadata": noted}
+        if self.internal_metadata:
+            response["metadata"] = {**(response["metadata"] or {}), "_internal_metadata": self.internal_metadata}
+        return response
 
     @property
     def response_id(self) -> str:
@@ -116,14 +130,14 @@ class Output:
         if self.ending is not None:
             raise OutputError(f"an item of type {item.get('type')!r} came after the response was {self.ending.status}")
         index = len(self._items)
-        stamped = self._stamped(item)
+        stamped = self._stamped(item, index)
         self._items.append(stamped)
         self.emit("response.output_item.added", output_index=index, item=stamped)
         return index
 
     def close_item(self, output_index: int, item: Json) -> None:
         """Replaces an open item by its final state and tells it."""
-        stamped = self._stamped(item)
+        stamped = self._stamped(item, output_index)
         self._items[output_index] = stamped
         self.emit("response.output_item.done", output_index=output_index, item=stamped)
 
@@ -144,7 +158,7 @@ class Output:
         self.ending = ending
 
     def settle(self, ending: Ending) -> Json:
-        """Puts the response into its terminal state, not told yet; gives it. Finished items stay (section 9, row 4)."""
+        """Puts the response into its terminal state, not told yet; gives it as a store keeps it. Finished items stay (section 9, row 4)."""
         self.ending = ending
         self._response |= ending.changes
         self._response["status"] = ending.status
@@ -152,16 +166,24 @@ class Output:
             self._response["completed_at"] = int(time.time())
         if ending.status == "cancelled":
             self._items = []
-        return self.response
+            self._internal = {}
+        return self.stored
 
     def tell_end(self) -> None:
         """The terminal event. A cancelled response ends with `response.failed` (contract section 4.9)."""
         self.lifecycle("failed" if self.status == "cancelled" else self.status)
 
-    def _stamped(self, item: Json) -> Json:
-        """The item with what the platform wants on each (contract section 4.4); a value that is there wins."""
-        return {
+    def _stamped(self, item: Json, index: int) -> Json:
+        """The item with what the platform wants on each (contract section 4.4); a value that is there wins.
+
+        What the handler noted for itself is kept apart: nobody is told.
+        """
+        stamped = {
             "response_id": self._response["id"],
             "agent_reference": self._response["agent_reference"],
             **item,
         }
+        noted = stamped.pop("internal_metadata", None)
+        if noted is not None:
+            self._internal[index] = noted
+        return stamped
