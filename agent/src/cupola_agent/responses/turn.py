@@ -5,7 +5,7 @@ import logging
 from contextlib import aclosing
 from enum import Enum
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from cupola_agent import items
 from cupola_agent.call import Caller, call_scope
@@ -15,26 +15,12 @@ from cupola_agent.responses.arguments import arguments
 from cupola_agent.responses.log import EventLog
 from cupola_agent.responses.output import Ending, Json, Output, OutputError
 from cupola_agent.responses.raw import RawEvents, is_raw_event
+from cupola_agent.responses.storage import STORAGE_ERROR, Record
 from cupola_agent.responses.writers import MessageWriter, write_item
 from cupola_agent.stores.base import StoreError
 
-
-class Record(Protocol):
-    """Where a turn keeps its response."""
-
-    async def keep(self, response: Json) -> None:
-        """Stores the response in this state. Raises StoreError."""
-        ...
-
-
 _SLICE = 0.0005
 """Seconds for which a handler that never waits may keep the loop for itself."""
-
-STORAGE_ERROR = {
-    "code": "storage_error",
-    "message": "An internal error occurred while storing the response. Subsequent retrieval is not guaranteed. "
-    "Please retry the request.",
-}
 
 logger = logging.getLogger("cupola_agent")
 
