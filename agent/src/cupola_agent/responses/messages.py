@@ -147,14 +147,17 @@ class UnseenMessage:
         if delta:
             self._pieces.append(delta)
 
-    def done(self) -> None:
+    def interrupt(self) -> None:
+        self.done("incomplete")
+
+    def done(self, status: str = "completed") -> None:
         if self._pieces:
             self._output.add_item(
                 {
                     "id": self._output.new_item_id("msg"),
                     "type": "message",
                     "role": "assistant",
-                    "status": "completed",
+                    "status": status,
                     "content": [output_text("".join(self._pieces))],
                 }
             )

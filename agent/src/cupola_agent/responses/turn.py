@@ -5,7 +5,7 @@ import logging
 from contextlib import aclosing
 from enum import Enum
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cupola_agent import items
 from cupola_agent.call import Caller, enter_call, leave_call
@@ -19,6 +19,9 @@ from cupola_agent.responses.raw import RawEvents, is_raw_event
 from cupola_agent.responses.storage import STORAGE_ERROR, Record
 from cupola_agent.responses.writers import MessageWriter, write_item
 from cupola_agent.stores.base import StoreError
+
+if TYPE_CHECKING:
+    from cupola_agent.responses.stream import ResponseStream
 
 _SLICE = 0.0005
 """Seconds for which a handler that never waits may keep the loop for itself."""
@@ -63,6 +66,7 @@ class Turn:
         self._record = record
         self._message: MessageWriter | UnseenMessage | None = None
         self._raw: RawEvents | None = None
+        self.stream: ResponseStream | None = None
         self._usage: Json | None = None
         self._raised = False
         self._handling: asyncio.Task[Any] | None = None
@@ -116,6 +120,8 @@ class Turn:
 
     async def _settle(self, ending: Ending) -> None:
         """Stores the response in its last state before anybody is told of it."""
+        if ending.status != "cancelled":
+            self._interrupt()
         response = self.output.settle(ending)
         if self._record is None or (self.log is None and not self.background and self.failed_at_once):
             return
@@ -222,6 +228,8 @@ class Turn:
         self._close_message()
         if self._raw is not None:
             self._raw.finish()
+        if self.stream is not None:
+            self.stream.finish()
 
     async def _breathe(self) -> None:
         """Lets others have the loop, and a slow reader catch up."""
@@ -278,3 +286,9 @@ class Turn:
             self._message.done()
             self._message = None
 
+    def _interrupt(self) -> None:
+        """Ends what the handler left open, as incomplete."""
+        for writer in (self._message, self._raw, self.stream):
+            if writer is not None:
+                writer.interrupt()
+        self._message = None
