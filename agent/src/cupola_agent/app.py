@@ -19,6 +19,7 @@ from cupola_agent.responses.arguments import ARGUMENTS as RESPONSE_ARGUMENTS
 from cupola_agent.responses.compaction import ARGUMENTS as COMPACT_ARGUMENTS
 from cupola_agent.responses.compaction import Compaction
 from cupola_agent.responses.options import ResponseOptions
+from cupola_agent.responses.resilience import Resilience
 from cupola_agent.responses.routes import ResponseRoutes
 from cupola_agent.responses.service import Responses
 from cupola_agent.responses.socket import ResponseSocket
@@ -94,7 +95,9 @@ class Agent:
         def register(function: F) -> F:
             handler = Handler.of(function, RESPONSE_ARGUMENTS)
             options = replace(self._options, steerable=steerable, resilient=resilient)
-            self._responses = Responses(handler, self.environment, options, self._store)
+            self._responses = Responses(
+                handler, self.environment, options, self._store, self._resilience() if resilient else None
+            )
             self._router.add(*ResponseRoutes(self._responses, self.environment).routes())
             self._router.add(Compaction(self._store, self._compact).route())
             return function
@@ -217,6 +220,13 @@ class Agent:
 
     async def _readiness(self, _: Call) -> Answer:
         return _DRAINING if self._draining else _HEALTHY
+
+    def _resilience(self) -> Resilience:
+        from cupola_agent.stores.sqlite import state_root
+        from cupola_agent.tasks import usual_tasks
+
+        folder = state_root(self._variables) / "streams"
+        return Resilience(usual_tasks(self.environment, self._variables), folder, self.environment)
 
     def _usual_store(self) -> ResponseStore:
         from cupola_agent.stores import usual_store
