@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from cupola_agent.http import Call
-
 Json = dict[str, Any]
 
 
@@ -107,13 +105,12 @@ class ResponseContext(CallContext):
         raise LeftForRecovery
 
 
-def call_fields(call: Call, session_id: str) -> dict[str, Any]:
-    """The values of CallContext."""
-    headers = call.headers
+def call_fields(headers: Mapping[str, str], request_id: str, session_id: str) -> dict[str, Any]:
+    """The values of CallContext; `headers` are those of the request or the handshake."""
     return {
-        "request_id": call.request_id,
+        "request_id": request_id,
         "session_id": session_id,
-        "user_id": call.user_id,
-        "call_id": call.call_id,
+        "user_id": headers.get("x-agent-user-id", ""),
+        "call_id": headers.get("x-agent-foundry-call-id", ""),
         "client_headers": {name: value for name, value in headers.items() if name.startswith("x-client-")},
     }

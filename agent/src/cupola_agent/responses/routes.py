@@ -72,7 +72,8 @@ class ResponseRoutes:
             in_session = _session_headers(session_id)
             add_log_fields(response_id=response_id, session_id=session_id)
             query = call.query if call.exchange.query_string else {}
-            asked = Asked(fields, response_id, session_id, call_fields(call, session_id), query, chosen)
+            context_fields = call_fields(call.headers, call.request_id, session_id)
+            asked = Asked(fields, response_id, session_id, context_fields, query, chosen)
             stream = bool(fields.get("stream"))
             turn = await self._responses.begin(asked, events=stream)
             if turn.background:
