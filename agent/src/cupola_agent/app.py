@@ -14,7 +14,10 @@ from cupola_agent.handlers import Handler
 from cupola_agent.http import Answer, Call, Header
 from cupola_agent.invocations import Invocations
 from cupola_agent.logs import start_log_fields
+from cupola_agent.randomness import random_bytes
 from cupola_agent.responses.arguments import ARGUMENTS as RESPONSE_ARGUMENTS
+from cupola_agent.responses.compaction import ARGUMENTS as COMPACT_ARGUMENTS
+from cupola_agent.responses.compaction import Compaction
 from cupola_agent.responses.options import ResponseOptions
 from cupola_agent.responses.routes import ResponseRoutes
 from cupola_agent.responses.service import Responses
@@ -60,7 +63,8 @@ class Agent:
             default_model=default_model,
             history_limit=self.environment.history_limit if history_limit is None else history_limit,
         )
-        self._open_store = store or self._usual_store
+        self._store = (store or self._usual_store)()
+        self._compact: Handler | None = None
         self._own_header: Header = (b"x-platform-server", server_identity(server_version).encode())
         self._draining = False
         self._router = Router()
@@ -90,11 +94,22 @@ class Agent:
         def register(function: F) -> F:
             handler = Handler.of(function, RESPONSE_ARGUMENTS)
             options = replace(self._options, steerable=steerable, resilient=resilient)
-            self._responses = Responses(handler, self.environment, options, self._open_store())
+            self._responses = Responses(handler, self.environment, options, self._store)
             self._router.add(*ResponseRoutes(self._responses, self.environment).routes())
+            self._router.add(Compaction(self._store, self._compact).route())
             return function
 
         return register if function is None else register(function)
+
+    def compact(self, function: F) -> F:
+        """Registers what `POST /responses/compact` makes of a conversation; without it, nothing is left out.
+
+        It takes what it names: `items` (the conversation), `request` (the body). It returns a summary as str, or the
+        items to keep. Raises TypeError for any other parameter.
+        """
+        self._compact = Handler.of(function, COMPACT_ARGUMENTS)
+        self._router.add(Compaction(self._store, self._compact).route())
+        return function
 
     def invocations(self, function: F) -> F:
         """Registers the handler of `POST /invocations` (contract section 5.1).
@@ -216,4 +231,4 @@ def _request_id(headers: Mapping[str, str]) -> str:
         trace = _TRACEPARENT.match(headers["traceparent"])
         if trace:
             return trace[1]
-    return headers.get("x-request-id") or os.urandom(16).hex()
+    return headers.get("x-request-id") or random_bytes(16).hex()

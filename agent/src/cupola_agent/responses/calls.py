@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Self
 
 from cupola_agent.responses.open_item import Deltas, OpenItem, plain_text
 from cupola_agent.responses.output import Json, Output
+from cupola_agent.responses.shapes import builtins
 
 
 class Course(NamedTuple):
@@ -63,7 +64,7 @@ class CallWriter(OpenItem):
         expected = self._course.steps[self._steps_told :]
         if step not in expected:
             self._misused(step, " or ".join(expected) or "no further step")
-        if self._text is not None:
+        if self._text is not None and not self._text_told:
             self._end_text()
         for name in expected[: expected.index(step) + 1]:
             self._steps_told += 1
@@ -91,28 +92,35 @@ class CallWriter(OpenItem):
 
     def done(self, **changes: Any) -> None:
         """Ends the call, with these fields in its last state. An `error` says that it has failed."""
-        if not self.closed:
-            changes = self._finish({**self._item, **changes})
+        if self.opened and not self.closed:
+            self._item = {**self._item, **changes}
+            self._tell_rest()
+            changes = {}
         super().done(**changes)
 
-    def _finish(self, item: Json) -> Json:
-        """Tells what is missing before `done`; gives the last state."""
-        if item.get("error") is not None and "status" in item:
-            item["status"] = "failed"
-        failed = item.get("status") == "failed" or item.get("error") is not None
+    def interrupt(self) -> None:
         course = self._course
-        if not failed and item.get("status") != "incomplete":
+        if course.text and self._text is None:
+            self._item = {**self._item, course.field: ""}
+        self.done(**({"status": course.interrupted} if "status" in self._item else {}))
+
+    def _tell_rest(self) -> None:
+        """What was not told of before the end."""
+        course, kind = self._course, self._item["type"]
+        failed = self._item.get("error") is not None or self._item.get("status") == "failed"
+        if failed and "status" in self._item:
+            self._item = {**self._item, "status": "failed"}
+        completed = not failed and self._item.get("status") != "incomplete"
+        if completed:
             self._tell_steps()
-            for image in self._images:
-                self.partial_image(image)
-        self._item = item
+        for image in self._images:
+            self.partial_image(image)
         if not self._text_told:
             self._end_text()
-        if course.completes and not failed and item.get("status") != "incomplete":
-            self._tell(f"{item['type']}.completed")
+        if course.completes and completed:
+            self._tell(f"{kind}.completed")
         if course.fails and failed:
-            self._tell(f"{item['type']}.failed")
-        return self._item
+            self._tell(f"{kind}.failed")
 
     def _tell_steps(self) -> None:
         if self._steps_told < len(self._course.steps):
@@ -126,3 +134,87 @@ class CallWriter(OpenItem):
             self._item = {**self._item, course.field: self._text.joined()}
         self._text_told = True
         self._tell(f"{course.text}.done", **{name: self._item[name] for name in (course.field, *course.told)})
+
+    def _set(self, name: str, value: Any) -> None:
+        """A field of the item's last state."""
+        self._ready(name)
+        self._item = {**self._item, name: builtins(value)}
+
+
+class FunctionCallWriter(CallWriter):
+    """Asks the caller to run a function."""
+
+    def arguments(self, delta: str) -> None:
+        """A piece of the arguments, which together are JSON."""
+        self.delta(delta)
+
+
+class CustomToolCallWriter(CallWriter):
+    """Asks the caller to run a tool that takes text."""
+
+    def input(self, delta: str) -> None:
+        self.delta(delta)
+
+
+class McpCallWriter(CallWriter):
+    """A call that the agent makes to a tool of an MCP server."""
+
+    def arguments(self, delta: str) -> None:
+        """A piece of the arguments, which together are JSON."""
+        self.delta(delta)
+
+    def output(self, text: str) -> None:
+        """What the tool gave."""
+        self._set("output", text)
+
+    def error(self, error: str | Mapping[str, Any]) -> None:
+        """Why the call failed."""
+        self._set("error", error)
+
+
+class CodeInterpreterWriter(CallWriter):
+    """Code that the agent writes and runs."""
+
+    def code(self, delta: str) -> None:
+        self.delta(delta)
+
+    def interpreting(self) -> None:
+        """The code runs."""
+        self.step("interpreting")
+
+    def outputs(self, outputs: Sequence[Mapping[str, Any]]) -> None:
+        """`{"type": "logs", "logs": …}` or `{"type": "image", "url": …}`."""
+        self._set("outputs", outputs)
+
+
+class ImageGenerationWriter(CallWriter):
+    """An image that the agent makes."""
+
+    def generating(self) -> None:
+        self.step("generating")
+
+    def result(self, image: str) -> None:
+        """The image, in base64."""
+        self._set("result", image)
+
+
+class FileSearchWriter(CallWriter):
+    """A search of the agent in files."""
+
+    def searching(self) -> None:
+        self.step("searching")
+
+    def results(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """`file_id`, `filename`, `score`, `text`, `attributes` of each."""
+        self._set("results", results)
+
+
+class WebSearchWriter(CallWriter):
+    """A search of the agent in the web."""
+
+    def searching(self) -> None:
+        self.step("searching")
+
+    def action(self, action: Mapping[str, Any]) -> None:
+        """What was done: `{"type": "search", "query": …, "sources": […]}`, `open_page` or `find_in_page`."""
+        self._set("action", action)

@@ -16,6 +16,7 @@ from cupola_agent.context import ResponseContext
 from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, invalid_request, not_found, shutting_down
 from cupola_agent.handlers import Handler
+from cupola_agent.responses.compaction import compacted, expanded
 from cupola_agent.responses.input import input_items
 from cupola_agent.responses.log import EventLog
 from cupola_agent.responses.objects import Json, new_response, public
@@ -23,8 +24,9 @@ from cupola_agent.responses.options import ResponseOptions
 from cupola_agent.responses.output import Output
 from cupola_agent.responses.request import checked_response_id
 from cupola_agent.responses.replays import Replays
-from cupola_agent.responses.turn import STORAGE_ERROR, Stop, Turn
-from cupola_agent.stores.base import AlreadyExistsError, NotFoundError, RefusedError, ResponseStore, StoreError
+from cupola_agent.responses.storage import Record, storage_failed
+from cupola_agent.responses.turn import Stop, Turn
+from cupola_agent.stores.base import NotFoundError, ResponseStore, StoreError
 
 CANCEL_SECONDS = 10.0
 """How long a handler that was told to end may take to do so."""
@@ -35,20 +37,17 @@ _IN_TERMINAL_STATE = {"completed": "a completed response", "failed": "a failed r
 logger = logging.getLogger("cupola_agent")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
-    """Who asked for a response, and what its context says besides the body."""
+    """What was asked for, by whom, and under which ids; `chosen` says that somebody else chose the response's id."""
 
     fields: Json
     response_id: str
-    session_id: str
-    common: Mapping[str, Any]
-    query: Mapping[str, str]
     chosen: bool
-
-    @property
-    def caller(self) -> Caller:
-        return Caller(self.common["user_id"], self.common["call_id"], self.common["request_id"])
+    session_id: str
+    caller: Caller
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
 
 
 class Responses:
@@ -65,6 +64,9 @@ class Responses:
         self._tasks: set[asyncio.Task[None]] = set()
         self._replays = Replays(time.monotonic)
         self.draining = False
+
+    async def start(self) -> None:
+        """Before the first call."""
 
     def drain(self) -> None:
         """No new responses; those that run are told to end."""
@@ -103,14 +105,19 @@ class Responses:
         seed = f"{self._environment.agent_name}:{self._environment.agent_version}:{anchor}"
         return sha256(seed.encode(errors="surrogatepass")).hexdigest()[:63]
 
-    async def begin(self, asked: Asked, *, events: bool) -> Turn:
-        """A turn that has not run yet, with its history found. Raises ApiError; 409 when the id is taken."""
+    async def begin(self, asked: Asked, *, events: bool, remembered: Sequence[Json] | None = None) -> Turn:
+        """A turn that has not run yet, with its history found, which `remembered` stands in for.
+
+        Raises ApiError; 409 when the id is taken.
+        """
         if self.draining:
             raise shutting_down()
         fields, caller = asked.fields, asked.caller
         if asked.chosen:
             await self._check_free(asked.response_id, caller)
         previous, conversation = fields.get("previous_response_id"), conversation_of(fields)
+        if remembered is not None:
+            return self._turn(asked, [item["id"] for item in remembered if "id" in item], remembered, events=events)
         history: Sequence[str] = ()
         if previous or conversation:
             try:
@@ -122,36 +129,44 @@ class Responses:
                 )
             except StoreError as error:
                 raise storage_failed(error) from error
-        return self._turn(asked, history, events=events)
+        return self._turn(asked, history, None, events=events)
 
-    def _turn(self, asked: Asked, history: Sequence[str], *, events: bool) -> Turn:
+    def _turn(
+        self, asked: Asked, history: Sequence[str], remembered: Sequence[Json] | None, *, events: bool
+    ) -> Turn:
         fields = asked.fields
         background, created_at = bool(fields.get("background")), int(time.time())
-        partition = ids.partition_of(asked.response_id) or ids.new_partition()
-        given = input_items(fields.get("input"), partition)
-        context = ResponseContext(
-            **asked.common,
-            response_id=asked.response_id,
-            created_at=created_at,
-            conversation_id=conversation_of(fields),
-            previous_response_id=fields.get("previous_response_id"),
-            query_parameters=asked.query,
-            input_items=given,
-            fetch_history=partial(self._items, history, asked.caller),
-        )
-        response = new_response(
-            fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at
-        )
         log = EventLog() if events else None
-        output = Output(response, log.append if log is not None else None)
-        record = _Record(self.store, asked.caller, given, history) if response["store"] else None
-        turn = Turn(self._handler, fields, context, output, log, record)
+        output = Output(
+            new_response(fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at), log
+        )
+        given = input_items(fields.get("input"), output.partition)
+        context = ResponseContext(
+            asked.caller.request_id,
+            asked.session_id,
+            asked.headers,
+            asked.response_id,
+            created_at,
+            conversation_of(fields),
+            fields.get("previous_response_id"),
+            asked.query,
+            given,
+            fetch_history=partial(self._history, history, remembered, given, asked.caller),
+        )
+        stores = fields.get("store") is not False
+        record = Record(self.store, asked.caller, given, history) if stores else None
+        turn = Turn(self._handler, fields, context, asked.caller, output, log, record)
         turn.only_reader = log is not None and not background
         return turn
 
-    async def _items(self, item_ids: Sequence[str], caller: Caller) -> Sequence[Json]:
-        found = await self.store.items(item_ids, caller) if item_ids else []
-        return [item for item in found if item is not None]
+    async def _history(
+        self, item_ids: Sequence[str], remembered: Sequence[Json] | None, given: Sequence[Json], caller: Caller
+    ) -> Sequence[Json]:
+        """The items before a turn, those that its input carries in compacted form among them."""
+        if remembered is None:
+            found = await self.store.items(item_ids, caller) if item_ids else []
+            remembered = [item for item in found if item is not None]
+        return [piece for item in (*remembered, *compacted(given)) for piece in expanded(item)]
 
     async def _check_free(self, response_id: str, caller: Caller) -> None:
         taken = response_id in self._running
@@ -298,27 +313,6 @@ class Responses:
             raise storage_failed(error) from error
 
 
-class _Record:
-    """What a store keeps of one response: made once, then replaced."""
-
-    def __init__(
-        self, store: ResponseStore, caller: Caller, given: Sequence[Json], history: Sequence[str], *, begun: bool = False
-    ) -> None:
-        self._store = store
-        self._caller = caller
-        self._given = given
-        self._history = history
-        self._begun = begun
-
-    async def keep(self, response: Json) -> None:
-        """Raises StoreError."""
-        if self._begun:
-            await self._store.update(response, self._caller)
-            return
-        await self._store.create(response, self._given, self._history, self._caller)
-        self._begun = True
-
-
 def conversation_of(fields: Mapping[str, Any]) -> str | None:
     conversation = fields.get("conversation")
     return conversation["id"] if isinstance(conversation, dict) else conversation
@@ -331,24 +325,6 @@ def _inherited_partition(fields: Mapping[str, Any]) -> str | None:
         if partition:
             return partition
     return None
-
-
-def storage_failed(error: StoreError) -> ApiError:
-    """What the caller is told when a store does not do what it should."""
-    if isinstance(error, NotFoundError):
-        return ApiError(404, "invalid_request_error", error.message, param=error.param)
-    if isinstance(error, RefusedError):
-        return ApiError(400, error.code, error.message, param=error.param)
-    if isinstance(error, AlreadyExistsError):
-        return ApiError(409, "conflict", error.message, param="response_id")
-    return ApiError(
-        500,
-        STORAGE_ERROR["code"],
-        STORAGE_ERROR["message"],
-        kind="server_error",
-        source="platform",
-        detail=f"{type(error).__name__}: {error.message}",
-    )
 
 
 def _not_streamable(message: str) -> ApiError:
