@@ -161,6 +161,7 @@ class Agent:
     def drain(self) -> None:
         """Called by the server when the process is told to stop: new work is refused from now on."""
         self._draining = True
+        self._invocations.drain()
         if self._responses is not None:
             self._responses.drain()
 
