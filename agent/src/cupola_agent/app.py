@@ -24,6 +24,7 @@ from cupola_agent.responses.routes import ResponseRoutes
 from cupola_agent.responses.service import Responses
 from cupola_agent.responses.socket import ResponseSocket
 from cupola_agent.routing import Route, Router
+from cupola_agent.stores import usual_store
 from cupola_agent.stores.base import ResponseStore
 from cupola_agent.version import server_identity
 
@@ -64,7 +65,8 @@ class Agent:
             default_model=default_model,
             history_limit=self.environment.history_limit if history_limit is None else history_limit,
         )
-        self._store = (store or self._usual_store)()
+        self._open_store = store
+        self._opened: ResponseStore | None = None
         self._compact: Handler | None = None
         self._own_header: Header = (b"x-platform-server", server_identity(server_version).encode())
         self._draining = False
@@ -229,10 +231,15 @@ class Agent:
         folder = state_root(self._variables) / "streams"
         return Resilience(usual_tasks(self.environment, self._variables), folder, self.environment)
 
-    def _usual_store(self) -> ResponseStore:
-        from cupola_agent.stores import usual_store
-
-        return usual_store(self.environment, self._variables)
+    @property
+    def _store(self) -> ResponseStore:
+        """The one store of this agent, made when its first handler of responses is registered."""
+        if self._opened is None:
+            if self._open_store is not None:
+                self._opened = self._open_store()
+            else:
+                self._opened = usual_store(self.environment, self._variables)
+        return self._opened
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

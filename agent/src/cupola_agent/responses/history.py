@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cupola_agent.call import Caller
-from cupola_agent.responses.compaction import compacted, expanded
+from cupola_agent.responses.compacted import compacted, expanded
 from cupola_agent.responses.objects import Json
 from cupola_agent.stores.base import ResponseStore
 
