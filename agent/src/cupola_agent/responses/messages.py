@@ -147,10 +147,14 @@ class UnseenMessage:
         if delta:
             self._pieces.append(delta)
 
-    def interrupt(self) -> None:
-        self.done("incomplete")
+    def done(self) -> None:
+        self._add("completed")
 
-    def done(self, status: str = "completed") -> None:
+    def interrupt(self) -> None:
+        """Ends the message as something that will not be whole."""
+        self._add("incomplete")
+
+    def _add(self, status: str) -> None:
         if self._pieces:
             self._output.add_item(
                 {

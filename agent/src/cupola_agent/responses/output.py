@@ -66,6 +66,16 @@ class Output:
         for item in items:
             self._items.append(self._stamped(item, len(self._items)))
 
+    @classmethod
+    def restored(cls, stored: Json, log: EventLog | None) -> "Output":
+        """Goes on with a response as it was stored; its events follow those that are in the log."""
+        metadata = dict(stored.get("metadata") or {})
+        noted = metadata.pop("_internal_metadata", None)
+        response = {**stored, "metadata": metadata}
+        output = cls(response, log, first_number=0 if log is None else log.end, items=stored.get("output") or ())
+        output.internal_metadata = dict(noted or {})
+        return output
+
     @property
     def response(self) -> Json:
         """The response as it stands, with every item that was opened: an open one as it was when it was added."""
@@ -88,6 +98,11 @@ class Output:
     @property
     def status(self) -> str:
         return str(self._response["status"])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last word is said."""
+        return self.ending is not None
 
     @property
     def items_count(self) -> int:
@@ -161,7 +176,10 @@ class Output:
         self.ending = ending
 
     def settle(self, ending: Ending) -> Json:
-        """Puts the response into its terminal state, not told yet; gives it as a store keeps it. Finished items stay (section 9, row 4)."""
+        """Puts the response into its terminal state, not told yet; gives it as a store keeps it.
+
+        Finished items stay (contract section 9, row 4).
+        """
         self.ending = ending
         self._response |= ending.changes
         self._response["status"] = ending.status
