@@ -172,15 +172,16 @@ class Responses:
         fields = asked.fields
         background = bool(fields.get("background"))
         log = self._log(asked.response_id, background) if events else None
+        append = None if log is None else log.append
         if persisted is None:
             created_at = int(time.time())
-            output = Output(
-                new_response(fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at),
-                log,
+            response = new_response(
+                fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at
             )
+            output = Output(response, append)
         else:
             created_at = persisted["created_at"]
-            output = Output.restored(persisted, log)
+            output = Output.restored(persisted, append, 0 if log is None else log.end)
         given = input_items(fields.get("input"), output.partition)
         previous, conversation = fields.get("previous_response_id"), conversation_of(fields)
         history = History(
