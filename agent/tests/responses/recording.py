@@ -15,7 +15,7 @@ Json = dict[str, Any]
 class Recording:
     def __init__(self) -> None:
         self._log = EventLog()
-        self.output = Output(response(), self._log)
+        self.output = Output(response(), self._log.append)
 
     @property
     def events(self) -> list[Json]:

@@ -57,8 +57,8 @@ class Turn:
         log: EventLog | None,
         record: Record | None,
     ) -> None:
-        self.fields = fields
-        self.context = context
+        self.fields: Json = fields
+        self.context: ResponseContext = context
         self.output = output
         self.log = log
         self.caller = caller
