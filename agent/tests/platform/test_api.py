@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ async def test_an_error_of_any_shape_is_an_error(fake: FakePlatform, store: Plat
 async def test_an_answer_of_another_shape_is_the_platforms_fault(
     fake: FakePlatform, store: PlatformResponseStore, path: str, body: Any
 ) -> None:
-    calls = {
+    calls: dict[str, Callable[[], Awaitable[Any]]] = {
         "/storage/responses": lambda: store.get("r1", NOBODY),
         "items/batch": lambda: store.items(["i1"], NOBODY),
         "history": lambda: store.history_item_ids(NOBODY, previous_response_id="r1", conversation_id=None),

@@ -292,7 +292,7 @@ async def test_a_payload_is_merged_at_its_top_level(store: TaskStore) -> None:
 
 @pytest.mark.parametrize("name", ["tags", "attachments"])
 async def test_tags_and_attachments_are_merged_by_key_and_null_deletes(store: TaskStore, name: str) -> None:
-    await store.create(fields(**{name: {"a": "1", "b": "2", "never": None}}))
+    await store.create({**fields(), name: {"a": "1", "b": "2", "never": None}})
     task = await store.update("t1", {name: {"b": None, "c": "3", "none": None}})
     assert getattr(task, name) == {"a": "1", "c": "3"}
     assert getattr(await store.get("t1"), name) == {"a": "1", "c": "3"}
