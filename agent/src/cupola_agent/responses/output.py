@@ -13,7 +13,6 @@ from cupola_agent import ids, jsons
 
 Json = dict[str, Any]
 Append = Callable[[str, bytes], None]
-"""Takes the type of the next event, and the event as JSON."""
 
 SERVER_ERROR = {"code": "server_error", "message": "An internal server error occurred."}
 
@@ -48,7 +47,7 @@ class Ending:
 
 
 class Output:
-    """Builds one response. `append` receives each encoded event; None when nobody will ever see them.
+    """Builds one response. `append` takes its events, by type and as JSON; None when nobody will ever see them.
 
     `first_number` continues the numbers of a response that another process began; `items` are the ones it finished.
     """
@@ -59,14 +58,38 @@ class Output:
         self._response = response
         self._append = append
         self._next_number = first_number
-        self._items: list[Json] = list(items)
-        self._partition = ids.partition_of(response["id"]) or ids.new_partition()
+        self._items: list[Json] = []
+        self.partition = ids.partition_of(response["id"]) or ids.new_partition()
+        self._internal: dict[int, Json] = {}
+        self.internal_metadata: Json = {}
         self.ending: Ending | None = None
+        for item in items:
+            self._items.append(self._stamped(item, len(self._items)))
+
+    @classmethod
+    def restored(cls, stored: Json, append: Append | None, first_number: int) -> "Output":
+        """Goes on with a response as it was stored."""
+        metadata = dict(stored.get("metadata") or {})
+        noted = metadata.pop("_internal_metadata", None)
+        response = {**stored, "metadata": metadata}
+        output = cls(response, append, first_number=first_number, items=stored.get("output") or ())
+        output.internal_metadata = dict(noted or {})
+        return output
 
     @property
     def response(self) -> Json:
         """The response as it stands, with every item that was opened: an open one as it was when it was added."""
         return {**self._response, "output": list(self._items)}
+
+    @property
+    def stored(self) -> Json:
+        """The response as a store keeps it: with what the handler noted for itself (contract section 4.13)."""
+        response = self.response
+        for index, noted in self._internal.items():
+            response["output"][index] = {**response["output"][index], "internal_metadata": noted}
+        if self.internal_metadata:
+            response["metadata"] = {**(response["metadata"] or {}), "_internal_metadata": self.internal_metadata}
+        return response
 
     @property
     def response_id(self) -> str:
@@ -75,6 +98,11 @@ class Output:
     @property
     def status(self) -> str:
         return str(self._response["status"])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last word is said."""
+        return self.ending is not None
 
     @property
     def items_count(self) -> int:
@@ -86,7 +114,7 @@ class Output:
         return self._append is not None
 
     def new_item_id(self, prefix: str) -> str:
-        return ids.new_id(prefix, self._partition)
+        return ids.new_id(prefix, self.partition)
 
     def change(self, **changes: Any) -> None:
         """Changes fields of the response object, such as `metadata`; nobody is told before the next lifecycle event."""
@@ -116,14 +144,18 @@ class Output:
         if self.ending is not None:
             raise OutputError(f"an item of type {item.get('type')!r} came after the response was {self.ending.status}")
         index = len(self._items)
-        stamped = self._stamped(item)
+        stamped = self._stamped(item, index)
         self._items.append(stamped)
         self.emit("response.output_item.added", output_index=index, item=stamped)
         return index
 
+    def add_item(self, item: Json) -> None:
+        """Adds an item that nobody has seen grow, in its final state."""
+        self._items.append(self._stamped(item, len(self._items)))
+
     def close_item(self, output_index: int, item: Json) -> None:
         """Replaces an open item by its final state and tells it."""
-        stamped = self._stamped(item)
+        stamped = self._stamped(item, output_index)
         self._items[output_index] = stamped
         self.emit("response.output_item.done", output_index=output_index, item=stamped)
 
@@ -144,7 +176,10 @@ class Output:
         self.ending = ending
 
     def settle(self, ending: Ending) -> Json:
-        """Puts the response into its terminal state, not told yet; gives it. Finished items stay (section 9, row 4)."""
+        """Puts the response into its terminal state, not told yet; gives it as a store keeps it.
+
+        Finished items stay (contract section 9, row 4).
+        """
         self.ending = ending
         self._response |= ending.changes
         self._response["status"] = ending.status
@@ -152,16 +187,24 @@ class Output:
             self._response["completed_at"] = int(time.time())
         if ending.status == "cancelled":
             self._items = []
-        return self.response
+            self._internal = {}
+        return self.stored
 
     def tell_end(self) -> None:
         """The terminal event. A cancelled response ends with `response.failed` (contract section 4.9)."""
         self.lifecycle("failed" if self.status == "cancelled" else self.status)
 
-    def _stamped(self, item: Json) -> Json:
-        """The item with what the platform wants on each (contract section 4.4); a value that is there wins."""
-        return {
+    def _stamped(self, item: Json, index: int) -> Json:
+        """The item with what the platform wants on each (contract section 4.4); a value that is there wins.
+
+        What the handler noted for itself is kept apart: nobody is told.
+        """
+        stamped = {
             "response_id": self._response["id"],
             "agent_reference": self._response["agent_reference"],
             **item,
         }
+        noted = stamped.pop("internal_metadata", None)
+        if noted is not None:
+            self._internal[index] = noted
+        return stamped
