@@ -40,9 +40,7 @@ def make_client(variables: Mapping[str, str]) -> "AsyncOpenAI":
         )
     if not variables.get("OPENAI_API_KEY"):
         raise ValueError("no models: set FOUNDRY_PROJECT_ENDPOINT, or OPENAI_API_KEY and perhaps OPENAI_BASE_URL")
-    return openai.AsyncOpenAI(
-        base_url=variables.get("OPENAI_BASE_URL") or None, api_key=variables["OPENAI_API_KEY"]
-    )
+    return openai.AsyncOpenAI(base_url=variables.get("OPENAI_BASE_URL") or None, api_key=variables["OPENAI_API_KEY"])
 
 
 def _tokens(endpoint: str, variables: Mapping[str, str]) -> Callable[[], Awaitable[str]]:

@@ -39,7 +39,6 @@ class Called:
     call_id: str
     name: str
     arguments: str
-    needs_approval: bool = False
 
     @property
     def decoded(self) -> dict[str, Any]:
@@ -86,10 +85,13 @@ class Conversation:
         items = [item for part in parts for item in part]
         entries = [entry for item in items for entry in _entries(item)]
         returned = {entry.call_id for entry in entries if isinstance(entry, Returned)}
+        asked = {item["id"]: _call_id(item) for item in items if item.get("type") == "mcp_approval_request"}
         decisions = {
-            item["approval_request_id"]: Decision(bool(item.get("approve")), item.get("reason"))
+            call_id: Decision(item.get("approve") is True, item.get("reason"))
             for item in items
-            if item["type"] == "mcp_approval_response" and item["approval_request_id"] not in returned
+            if item.get("type") == "mcp_approval_response"
+            and (call_id := asked.get(item["approval_request_id"])) is not None
+            and call_id not in returned
         }
         answered = returned | decisions.keys()
         kept: list[Entry] = []
@@ -101,6 +103,18 @@ class Conversation:
                 called.add(entry.call_id)
             kept.append(entry)
         return cls(tuple(kept), decisions)
+
+
+def noted(history: Iterable[Json], name: str) -> Any:
+    """The newest thing that an adapter noted under this name on an approval request; None without one.
+
+    Only what the store kept counts: a caller could note anything on an item that it sends.
+    """
+    found = None
+    for item in history:
+        if item.get("type") == "mcp_approval_request":
+            found = (item.get("internal_metadata") or {}).get(name, found)
+    return found
 
 
 def sampling(request: ResponseRequest) -> dict[str, Any]:
@@ -133,7 +147,12 @@ def _entries(item: Json) -> Iterator[Entry]:
             text = output if isinstance(output, str) else Said("tool", tuple(_parts(output))).text
             yield Returned(item["call_id"], text)
         case "mcp_approval_request":
-            yield Called(item["id"], item["name"], item.get("arguments") or "{}", needs_approval=True)
+            yield Called(_call_id(item), item["name"], item.get("arguments") or "{}")
+
+
+def _call_id(request: Json) -> str:
+    """The id of the call that an approval request is about, which the adapter noted, or else the request's own."""
+    return str((request.get("internal_metadata") or {}).get("call_id") or request["id"])
 
 
 def _parts(content: str | Sequence[Json]) -> Iterator[str | Media]:

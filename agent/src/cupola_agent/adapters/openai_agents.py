@@ -1,6 +1,6 @@
 """Agents of the OpenAI Agents SDK as handlers of responses. An extra: `cupola-agent[openai-agents]`.
 
-    agent.responses(handler(agents.Agent(name="helper", instructions="…", tools=[…])))
+agent.responses(handler(agents.Agent(name="helper", instructions="…", tools=[…])))
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from cupola_agent.adapters.conversation import (
     Said,
     instructions_of,
     model_of,
+    noted,
     sampling,
 )
 from cupola_agent.context import ResponseContext
@@ -144,9 +145,9 @@ def _approval_requests(result: Any, agent: Any) -> list[items.Item]:
     state = result.to_state().to_json() if result.interruptions else None
     requests: list[items.Item] = []
     for number, waiting in enumerate(result.interruptions):
-        noted = {"call_id": waiting.raw_item.call_id, **({} if number else {"run_state": state})}
-        arguments = waiting.raw_item.arguments
-        requests.append(items.McpApprovalRequest(agent.name, waiting.tool_name, arguments, internal_metadata=noted))
+        call = waiting.raw_item
+        note = {"call_id": call.call_id, **({} if number else {"run_state": state})}
+        requests.append(items.McpApprovalRequest(agent.name, call.name, call.arguments, internal_metadata=note))
     return requests
 
 
@@ -154,16 +155,12 @@ async def _interrupted_state(agent: Any, history: list[Json], conversation: Conv
     """The run that waits for the decisions of this turn, with them made; None when no run waits."""
     from agents import RunState
 
-    requests = [item for item in history if item["id"] in conversation.decisions]
-    states = [state for item in requests if (state := (item.get("internal_metadata") or {}).get("run_state"))]
-    if not states:
+    kept = noted(history, "run_state") if conversation.decisions else None
+    if kept is None:
         return None
-    state = await RunState.from_json(agent, states[-1])
-    decisions = {
-        item["internal_metadata"]["call_id"]: conversation.decisions[item["id"]] for item in requests
-    }
+    state = await RunState.from_json(agent, kept)
     for waiting in state.get_interruptions():
-        decision = decisions.get(waiting.raw_item.call_id)
+        decision = conversation.decisions.get(waiting.raw_item.call_id)
         if decision is not None and decision.approved:
             state.approve(waiting)
         elif decision is not None:

@@ -1,6 +1,6 @@
 """Agents of Pydantic AI as handlers of responses. An extra: `cupola-agent[pydantic-ai]`.
 
-    agent.responses(handler(pydantic_ai.Agent(model, instructions="…", tools=[…])))
+agent.responses(handler(pydantic_ai.Agent(model, instructions="…", tools=[…])))
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,7 +13,6 @@ from cupola_agent.adapters.conversation import (
     Decision,
     Media,
     Returned,
-    Said,
     instructions_of,
     model_of,
     sampling,
@@ -25,9 +24,7 @@ Json = dict[str, Any]
 Piece = str | items.Item | items.Usage
 
 
-def handler(
-    agent: Any, *, deps: Any = None, models: Sequence[str] = ()
-) -> Callable[..., AsyncIterator[Piece]]:
+def handler(agent: Any, *, deps: Any = None, models: Sequence[str] = ()) -> Callable[..., AsyncIterator[Piece]]:
     """Gives a handler that runs `agent`, a `pydantic_ai.Agent`, with the conversation so far.
 
     `deps` are the run's. The request's instructions come after the agent's own; its temperature, top_p and
@@ -142,16 +139,15 @@ def _ending(result: Any, agent: Any) -> list[Piece]:
     if isinstance(result.output, DeferredToolRequests):
         label = agent.name or "agent"
         for call in result.output.approvals:
+            note = {"call_id": call.tool_call_id}
             arguments = call.args_as_json_str()
-            pieces.append(items.McpApprovalRequest(label, call.tool_name, arguments, id=call.tool_call_id))
+            pieces.append(items.McpApprovalRequest(label, call.tool_name, arguments, internal_metadata=note))
     elif not isinstance(result.output, str):
         from pydantic_core import to_json
 
         pieces.append(to_json(result.output).decode())
     usage = result.usage() if callable(result.usage) else result.usage
     pieces.append(
-        items.Usage(
-            usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.output_reasoning_tokens
-        )
+        items.Usage(usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.output_reasoning_tokens)
     )
     return pieces

@@ -131,9 +131,7 @@ class Responses:
                 raise storage_failed(error) from error
         return self._turn(asked, history, None, events=events)
 
-    def _turn(
-        self, asked: Asked, history: Sequence[str], remembered: Sequence[Json] | None, *, events: bool
-    ) -> Turn:
+    def _turn(self, asked: Asked, history: Sequence[str], remembered: Sequence[Json] | None, *, events: bool) -> Turn:
         fields = asked.fields
         background, created_at = bool(fields.get("background")), int(time.time())
         log = EventLog() if events else None

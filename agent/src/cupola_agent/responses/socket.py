@@ -138,4 +138,3 @@ def _decoded(message: str | bytes) -> dict[str, Any]:
         raise invalid_request("the messages of a client are of type 'response.create'", "type")
     nested = given.get("response")
     return check_request(nested if isinstance(nested, dict) else given)
-

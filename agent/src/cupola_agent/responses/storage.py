@@ -18,7 +18,13 @@ class Record:
     """What a store keeps of one response: made once, then replaced."""
 
     def __init__(
-        self, store: ResponseStore, caller: Caller, given: Sequence[Json], history: Sequence[str], *, begun: bool = False
+        self,
+        store: ResponseStore,
+        caller: Caller,
+        given: Sequence[Json],
+        history: Sequence[str],
+        *,
+        begun: bool = False,
     ) -> None:
         self._store = store
         self._caller = caller

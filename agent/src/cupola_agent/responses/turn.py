@@ -277,4 +277,3 @@ class Turn:
         if self._message is not None:
             self._message.done()
             self._message = None
-

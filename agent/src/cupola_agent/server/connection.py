@@ -388,7 +388,9 @@ class Connection(asyncio.Protocol):
         # An offer that is not taken up. The parser would not go on after it, so another reads the rest.
         self._parser = httptools.HttpRequestParser(self)
         self._resumed = True
-        lines = "".join(f"{name}: {headers[name]}\r\n" for name in ("content-length", "transfer-encoding") if name in headers)
+        lines = "".join(
+            f"{name}: {headers[name]}\r\n" for name in ("content-length", "transfer-encoding") if name in headers
+        )
         self.data_received(f"POST / HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + rest)
 
 
