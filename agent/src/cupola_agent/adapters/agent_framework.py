@@ -57,6 +57,9 @@ def handler(agent: Any, *, models: Sequence[str] = ()) -> Callable[..., AsyncIte
             # The session has the conversation and the calls that wait, which nothing else can approve.
             session = AgentSession.from_dict(waiting)
             messages = [_decided(conversation, noted(history, "requests"))]
+            for entry in conversation.entries:
+                if isinstance(entry, Called) and entry.call_id in conversation.decisions:
+                    yield items.FunctionCall(entry.name, entry.arguments, call_id=entry.call_id)
         options = _options(request, models)
         async for update in agent.run(messages, stream=True, session=session, options=options):
             for content in update.contents:

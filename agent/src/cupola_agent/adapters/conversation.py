@@ -80,12 +80,16 @@ class Conversation:
     decisions: Mapping[str, Decision]
 
     @classmethod
-    def of(cls, *parts: Iterable[Json]) -> "Conversation":
-        """From items of the protocol, such as the history and then the input."""
-        items = [item for part in parts for item in part]
+    def of(cls, history: Iterable[Json], given: Iterable[Json]) -> "Conversation":
+        """From the items of the history, and those of the input.
+
+        A decision counts when the history has what it is about: a caller could send any request, and approve it.
+        """
+        past = list(history)
+        items = [*past, *given]
         entries = [entry for item in items for entry in _entries(item)]
         returned = {entry.call_id for entry in entries if isinstance(entry, Returned)}
-        asked = {item["id"]: _call_id(item) for item in items if item.get("type") == "mcp_approval_request"}
+        asked = {item["id"]: _call_id(item) for item in past if item.get("type") == "mcp_approval_request"}
         decisions = {
             call_id: Decision(item.get("approve") is True, item.get("reason"))
             for item in items
@@ -128,7 +132,7 @@ def instructions_of(request: ResponseRequest) -> str | None:
     given = request.instructions
     if given is None or isinstance(given, str):
         return given
-    return "\n".join(entry.text for entry in Conversation.of(given).entries if isinstance(entry, Said))
+    return "\n".join(entry.text for entry in Conversation.of((), given).entries if isinstance(entry, Said))
 
 
 def model_of(request: ResponseRequest, models: Sequence[str]) -> str | None:

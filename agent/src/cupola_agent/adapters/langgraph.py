@@ -31,16 +31,16 @@ INTERRUPT = "interrupt"
 def handler(graph: Any, *, models: Sequence[str] = ()) -> Callable[..., AsyncIterator[Piece]]:
     """Gives a handler that runs a compiled graph whose state has `messages`.
 
-    A graph with a checkpointer remembers: it gets the new input, and the conversation's `chain_id` as `thread_id`.
-    Any other gets the conversation so far, after the request's instructions. In `configurable` a graph finds
+    A graph with a checkpointer remembers: it gets the new input, and a `thread_id` for this user's conversation. Any
+    other gets the conversation so far, after the request's instructions. In `configurable` a graph finds
     `instructions`, `temperature`, `top_p` and `max_output_tokens` as far as the request names them, and `model` where
-    `models` names it. An `interrupt(value)` becomes a call of the function `interrupt`, and the output that the caller
-    sends for it, as JSON where it is JSON, is what `interrupt` gives in the graph.
+    `models` names it. An `interrupt(value)` becomes a call of the function `interrupt`, and the output that the
+    caller sends for it, as JSON where it is JSON, is what `interrupt` gives in the graph.
     """
 
     async def reply(request: ResponseRequest, context: ResponseContext, history: list[Json]) -> AsyncIterator[Piece]:
         remembers = bool(graph.checkpointer)
-        config = _config(request, models, context.chain_id if remembers else None)
+        config = _config(request, models, _thread_id(context) if remembers else None)
         instructions = instructions_of(request)
         conversation = Conversation.of(() if remembers else history, context.input_items)
         given = await _resumption(graph, config, conversation) if remembers else None
@@ -77,6 +77,11 @@ class _Usage:
     @property
     def total(self) -> items.Usage:
         return items.Usage(*self._sums)
+
+
+def _thread_id(context: ResponseContext) -> str:
+    """The key of the graph's memory. Callers choose the names of conversations, so one alone would mix users."""
+    return jsons.encode([context.user_id, context.chain_id]).decode()
 
 
 def _config(request: ResponseRequest, models: Sequence[str], thread_id: str | None) -> Json:

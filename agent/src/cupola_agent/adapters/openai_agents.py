@@ -46,6 +46,7 @@ def handler(
         result = Runner.run_streamed(
             running, given, context=state_context, run_config=_run_config(run_config, request, models)
         )
+        calls = {} if state is None else _calls(conversation)
         try:
             said = False
             async for event in result.stream_events():
@@ -54,12 +55,20 @@ def handler(
                         said = True
                         yield event.data.delta
                 elif event.type == "run_item_stream_event":
-                    if event.name != "message_output_created":
-                        if (item := _item(event.item)) is not None:
-                            yield item
-                    elif not said:
-                        yield _text(event.item.raw_item)
-                    said = said and event.name != "message_output_created"
+                    if event.name == "message_output_created":
+                        if not said:
+                            yield _text(event.item.raw_item)
+                        said = False
+                        continue
+                    item = _item(event.item)
+                    if isinstance(item, items.FunctionCall) and item.call_id is not None:
+                        # Told with its output: until then it may turn out to be one that needs approval.
+                        calls[item.call_id] = item
+                        continue
+                    if isinstance(item, items.FunctionCallOutput) and item.call_id in calls:
+                        yield calls.pop(item.call_id)
+                    if item is not None:
+                        yield item
         finally:
             result.cancel()
         for request_item in _approval_requests(result, running):
@@ -68,6 +77,15 @@ def handler(
 
     state_context = context
     return reply
+
+
+def _calls(conversation: Conversation) -> dict[str, items.FunctionCall]:
+    """The calls that the caller has decided on."""
+    return {
+        entry.call_id: items.FunctionCall(entry.name, entry.arguments, call_id=entry.call_id)
+        for entry in conversation.entries
+        if isinstance(entry, Called) and entry.call_id in conversation.decisions
+    }
 
 
 def _with_instructions(agent: Any, instructions: str | None) -> Any:

@@ -39,6 +39,7 @@ def handler(agent: Any, *, deps: Any = None, models: Sequence[str] = ()) -> Call
         conversation = Conversation.of(history, context.input_items)
         asked = sampling(request)
         settings = {"max_tokens" if name == "max_output_tokens" else name: asked[name] for name in asked}
+        calls: dict[str, items.FunctionCall] = {}
         async with agent.run_stream_events(
             message_history=_messages(conversation),
             deferred_tool_results=_decided(conversation.decisions),
@@ -49,9 +50,17 @@ def handler(agent: Any, *, deps: Any = None, models: Sequence[str] = ()) -> Call
         ) as events:
             async for event in events:
                 if isinstance(event, AgentRunResultEvent):
-                    for last in _ending(event.result, agent):
+                    for last in _ending(event.result, agent, calls):
                         yield last
-                elif (piece := _piece(event)) is not None:
+                    continue
+                piece = _piece(event)
+                if isinstance(piece, items.FunctionCall):
+                    # Told with its output: until then it may turn out to be one that needs approval.
+                    calls[event.part.tool_call_id] = piece
+                    continue
+                if isinstance(piece, items.FunctionCallOutput) and piece.call_id in calls:
+                    yield calls.pop(piece.call_id)
+                if piece is not None:
                     yield piece
 
     return reply
@@ -132,11 +141,13 @@ def _piece(event: Any) -> Piece | None:
     return None
 
 
-def _ending(result: Any, agent: Any) -> list[Piece]:
+def _ending(result: Any, agent: Any, calls: dict[str, items.FunctionCall]) -> list[Piece]:
+    """What is left to tell at the end of a run; `calls` are those without an output."""
     from pydantic_ai import DeferredToolRequests
 
     pieces: list[Piece] = []
     if isinstance(result.output, DeferredToolRequests):
+        pieces += [calls[call.tool_call_id] for call in result.output.calls if call.tool_call_id in calls]
         label = agent.name or "agent"
         for call in result.output.approvals:
             note = {"call_id": call.tool_call_id}
@@ -146,7 +157,7 @@ def _ending(result: Any, agent: Any) -> list[Piece]:
         from pydantic_core import to_json
 
         pieces.append(to_json(result.output).decode())
-    usage = result.usage() if callable(result.usage) else result.usage
+    usage = result.usage
     pieces.append(
         items.Usage(usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.output_reasoning_tokens)
     )
