@@ -155,7 +155,7 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), METHODS, ids=ids)
+@pytest.mark.parametrize(("method", "path", "allowed"), METHODS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_method_a_path_does_not_have(client: Client, method: str, path: str, allowed: set[str]) -> None:
     answer = client.call(method, path.format(id=new_id()), {})
     assert answer.status == 405
@@ -164,7 +164,7 @@ def test_a_method_a_path_does_not_have(client: Client, method: str, path: str, a
     assert "x-platform-error-source" not in answer.headers
 
 
-@pytest.mark.parametrize("path", ["/", "/liveness", "/responses/", "/response", "/responses/a/b/c", "/models", "/v1"])
+@pytest.mark.parametrize("path", ["/", "/liveness", "/response", "/responses/a/b/c", "/models", "/v1"])
 def test_a_path_that_is_not_there(client: Client, path: str) -> None:
     answer = client.get(path)
     assert (answer.status, answer.body) == (404, b"Not Found")

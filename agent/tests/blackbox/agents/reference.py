@@ -64,7 +64,7 @@ async def reply(request, context, cancellation):
                     yield stream.emit_failed(code=code, message=words)
                     return
                 case "incomplete":
-                    yield stream.emit_incomplete(step.argument)
+                    yield stream.emit_incomplete(reason=step.argument)
                     return
                 case "call":
                     for event in stream.output_item_function_call("add", "call_1", '{"a":1}'):
