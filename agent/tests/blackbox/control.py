@@ -39,6 +39,7 @@ class Control:
         self._listener.listen(64)
         self._listener.settimeout(TIMEOUT)
         self._waiting: dict[str, Gate] = {}
+        self._gates: list[Gate] = []
 
     def entered(self, name: str) -> Gate:
         """The handler at the gate `name`, once it is there. Raises TimeoutError."""
@@ -48,10 +49,13 @@ class Control:
             received = b""
             while not received.endswith(b"\n"):
                 received += connection.recv(1)
-            self._waiting[received.decode().strip()] = Gate(connection)
+            gate = Gate(connection)
+            self._waiting[received.decode().strip()] = gate
+            self._gates.append(gate)
         return self._waiting.pop(name)
 
     def close(self) -> None:
-        for gate in self._waiting.values():
+        """Closes every gate too, those that a failed test left."""
+        for gate in self._gates:
             gate.close()
         self._listener.close()
