@@ -60,6 +60,11 @@ class Exchange(Protocol):
         """Waits while the client reads more slowly than the agent writes. Raises ClientDisconnectedError."""
         ...
 
+    @property
+    def answered(self) -> bool:
+        """Whether `respond` or `start` was called."""
+        ...
+
     def finish(self) -> None:
         """The end of the streamed answer."""
         ...

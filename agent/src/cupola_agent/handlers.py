@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -35,9 +35,8 @@ class Handler:
                 )
         return cls(function, tuple(parameter.name for parameter in parameters), _blocks(function))
 
-    async def call(self, **offered: Any) -> Any:
-        """The value the handler gives, or an async generator of its pieces."""
-        arguments = {name: offered[name] for name in self.names}
+    async def call(self, arguments: Mapping[str, Any]) -> Any:
+        """The value the handler gives, or an async generator of its pieces. `arguments` has one for each name."""
         if self.blocks:
             result = await in_thread(lambda: self.function(**arguments))
         else:
@@ -53,6 +52,8 @@ def is_stream(value: Any) -> bool:
 
 def as_pieces(stream: Any) -> AsyncGenerator[Any, None]:
     """An async generator over a stream; closing it closes the stream."""
+    if isinstance(stream, AsyncGenerator):
+        return stream
     return iterate_in_thread(stream) if isinstance(stream, Iterator) else iterate(stream)
 
 
