@@ -14,6 +14,7 @@ from cupola_agent.handlers import Handler
 from cupola_agent.http import Answer, Call, Header
 from cupola_agent.invocations import Invocations
 from cupola_agent.logs import start_log_fields
+from cupola_agent.randomness import random_bytes
 from cupola_agent.responses.arguments import ARGUMENTS as RESPONSE_ARGUMENTS
 from cupola_agent.responses.compaction import ARGUMENTS as COMPACT_ARGUMENTS
 from cupola_agent.responses.compaction import Compaction
@@ -229,4 +230,4 @@ def _request_id(headers: Mapping[str, str]) -> str:
         trace = _TRACEPARENT.match(headers["traceparent"])
         if trace:
             return trace[1]
-    return headers.get("x-request-id") or os.urandom(16).hex()
+    return headers.get("x-request-id") or random_bytes(16).hex()

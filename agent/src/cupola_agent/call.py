@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 
 
@@ -28,11 +28,20 @@ def current_call() -> Caller:
     return _current.get()
 
 
+def enter_call(caller: Caller) -> Token[Caller]:
+    """Makes the caller the current one, also for tasks started from now on, until `leave_call`."""
+    return _current.set(caller)
+
+
+def leave_call(token: Token[Caller]) -> None:
+    _current.reset(token)
+
+
 @contextmanager
 def call_scope(caller: Caller) -> Iterator[None]:
     """Makes the caller the current one for the code inside and for tasks started there."""
-    token = _current.set(caller)
+    token = enter_call(caller)
     try:
         yield
     finally:
-        _current.reset(token)
+        leave_call(token)

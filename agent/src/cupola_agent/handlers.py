@@ -21,6 +21,8 @@ class Handler:
     function: Callable[..., Any]
     names: tuple[str, ...]
     blocks: bool
+    streams: bool = False
+    """Whether calling it is known to give an async generator, and nothing else."""
 
     @classmethod
     def of(cls, function: Callable[..., Any], allowed: tuple[str, ...]) -> "Handler":
@@ -33,10 +35,13 @@ class Handler:
                     f"handler {_name(function)} asks for '{parameter}', "
                     f"but a handler takes only parameters named {', '.join(allowed)}"
                 )
-        return cls(function, tuple(parameter.name for parameter in parameters), _blocks(function))
+        names = tuple(parameter.name for parameter in parameters)
+        return cls(function, names, _blocks(function), inspect.isasyncgenfunction(function))
 
     async def call(self, arguments: Mapping[str, Any]) -> Any:
         """The value the handler gives, or an async generator of its pieces. `arguments` has one for each name."""
+        if self.streams:
+            return self.function(**arguments)
         if self.blocks:
             result = await in_thread(lambda: self.function(**arguments))
         else:

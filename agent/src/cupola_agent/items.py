@@ -263,6 +263,16 @@ class Usage(Struct, frozen=True):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """As `usage` of a response."""
+        return {
+            "input_tokens": self.input_tokens,
+            "input_tokens_details": {"cached_tokens": self.cached_tokens},
+            "output_tokens": self.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "total_tokens": self.input_tokens + self.output_tokens,
+        }
+
 
 class Failed(Struct, frozen=True):
     """Ends the response as failed, with an error that the caller sees."""

@@ -38,8 +38,4 @@ ARGUMENTS = (*_MADE, *_FETCHED)
 
 async def arguments(names: tuple[str, ...], turn: "Turn") -> dict[str, Any]:
     """The values of the arguments with these names."""
-    made: dict[str, Any] = {}
-    for name in names:
-        make = _MADE.get(name)
-        made[name] = make(turn) if make is not None else await _FETCHED[name](turn)
-    return made
+    return {name: _MADE[name](turn) if name in _MADE else await _FETCHED[name](turn) for name in names}

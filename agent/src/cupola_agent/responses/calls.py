@@ -64,7 +64,7 @@ class CallWriter(OpenItem):
         expected = self._course.steps[self._steps_told :]
         if step not in expected:
             self._misused(step, " or ".join(expected) or "no further step")
-        if self._text is not None:
+        if self._text is not None and not self._text_told:
             self._end_text()
         for name in expected[: expected.index(step) + 1]:
             self._steps_told += 1
@@ -92,28 +92,35 @@ class CallWriter(OpenItem):
 
     def done(self, **changes: Any) -> None:
         """Ends the call, with these fields in its last state. An `error` says that it has failed."""
-        if not self.closed:
-            changes = self._finish({**self._item, **changes})
+        if self.opened and not self.closed:
+            self._item = {**self._item, **changes}
+            self._tell_rest()
+            changes = {}
         super().done(**changes)
 
-    def _finish(self, item: Json) -> Json:
-        """Tells what is missing before `done`; gives the last state."""
-        if item.get("error") is not None and "status" in item:
-            item["status"] = "failed"
-        failed = item.get("status") == "failed" or item.get("error") is not None
+    def interrupt(self) -> None:
         course = self._course
-        if not failed and item.get("status") != "incomplete":
+        if course.text and self._text is None:
+            self._item = {**self._item, course.field: ""}
+        self.done(**({"status": course.interrupted} if "status" in self._item else {}))
+
+    def _tell_rest(self) -> None:
+        """What was not told of before the end."""
+        course, kind = self._course, self._item["type"]
+        failed = self._item.get("error") is not None or self._item.get("status") == "failed"
+        if failed and "status" in self._item:
+            self._item = {**self._item, "status": "failed"}
+        completed = not failed and self._item.get("status") != "incomplete"
+        if completed:
             self._tell_steps()
-            for image in self._images:
-                self.partial_image(image)
-        self._item = item
+        for image in self._images:
+            self.partial_image(image)
         if not self._text_told:
             self._end_text()
-        if course.completes and not failed and item.get("status") != "incomplete":
-            self._tell(f"{item['type']}.completed")
+        if course.completes and completed:
+            self._tell(f"{kind}.completed")
         if course.fails and failed:
-            self._tell(f"{item['type']}.failed")
-        return self._item
+            self._tell(f"{kind}.failed")
 
     def _tell_steps(self) -> None:
         if self._steps_told < len(self._course.steps):

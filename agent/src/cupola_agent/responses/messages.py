@@ -134,3 +134,27 @@ class _Refusal:
         text = self.deltas.joined()
         self._tell("refusal.done", refusal=text)
         return refusal(text)
+
+
+class UnseenMessage:
+    """A message of plain text that nobody sees grow: it is in the output once it is whole."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._pieces: list[str] = []
+
+    def text(self, delta: str) -> None:
+        if delta:
+            self._pieces.append(delta)
+
+    def done(self) -> None:
+        if self._pieces:
+            self._output.add_item(
+                {
+                    "id": self._output.new_item_id("msg"),
+                    "type": "message",
+                    "role": "assistant",
+                    "status": "completed",
+                    "content": [output_text("".join(self._pieces))],
+                }
+            )

@@ -49,9 +49,6 @@ class OpenItem:
     `with` does both, and ends the item as interrupted when an exception passes through.
     """
 
-    interrupted = "incomplete"
-    """The status of an item that an exception left half done."""
-
     def __init__(self, output: Output, item: Json) -> None:
         self._output = output
         self._item = item
@@ -99,7 +96,7 @@ class OpenItem:
 
     def interrupt(self) -> None:
         """Ends the item as something that will not be whole."""
-        self.done(**({"status": self.interrupted} if "status" in self._item else {}))
+        self.done(**({"status": "incomplete"} if "status" in self._item else {}))
 
     def _ready(self, move: str) -> None:
         """Adds the item for the first move. Raises OutputError for one after the end."""

@@ -5,15 +5,14 @@ When nobody can ever see the events, because the answer is given as a whole, non
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cupola_agent import ids, jsons
+from cupola_agent.responses.log import EventLog
 
 Json = dict[str, Any]
-Append = Callable[[str, bytes], None]
-"""Takes the type of the next event, and the event as JSON."""
 
 SERVER_ERROR = {"code": "server_error", "message": "An internal server error occurred."}
 
@@ -48,19 +47,19 @@ class Ending:
 
 
 class Output:
-    """Builds one response. `append` receives each encoded event; None when nobody will ever see them.
+    """Builds one response. `log` takes its events; None when nobody will ever see them.
 
     `first_number` continues the numbers of a response that another process began; `items` are the ones it finished.
     """
 
     def __init__(
-        self, response: Json, append: Append | None, *, first_number: int = 0, items: Sequence[Json] = ()
+        self, response: Json, log: EventLog | None, *, first_number: int = 0, items: Sequence[Json] = ()
     ) -> None:
         self._response = response
-        self._append = append
+        self._append = None if log is None else log.append
         self._next_number = first_number
         self._items: list[Json] = []
-        self._partition = ids.partition_of(response["id"]) or ids.new_partition()
+        self.partition = ids.partition_of(response["id"]) or ids.new_partition()
         self._internal: dict[int, Json] = {}
         self.internal_metadata: Json = {}
         self.ending: Ending | None = None
@@ -100,7 +99,7 @@ class Output:
         return self._append is not None
 
     def new_item_id(self, prefix: str) -> str:
-        return ids.new_id(prefix, self._partition)
+        return ids.new_id(prefix, self.partition)
 
     def change(self, **changes: Any) -> None:
         """Changes fields of the response object, such as `metadata`; nobody is told before the next lifecycle event."""
@@ -134,6 +133,10 @@ class Output:
         self._items.append(stamped)
         self.emit("response.output_item.added", output_index=index, item=stamped)
         return index
+
+    def add_item(self, item: Json) -> None:
+        """Adds an item that nobody has seen grow, in its final state."""
+        self._items.append(self._stamped(item, len(self._items)))
 
     def close_item(self, output_index: int, item: Json) -> None:
         """Replaces an open item by its final state and tells it."""

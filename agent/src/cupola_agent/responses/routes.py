@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from cupola_agent import ids, jsons
 from cupola_agent.call import Caller
-from cupola_agent.context import call_fields
 from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, handler_failed, invalid_request
 from cupola_agent.exchange import ClientDisconnectedError
@@ -72,7 +71,7 @@ class ResponseRoutes:
             in_session = _session_headers(session_id)
             add_log_fields(response_id=response_id, session_id=session_id)
             query = call.query if call.exchange.query_string else {}
-            asked = Asked(fields, response_id, session_id, call_fields(call.headers, call.request_id, session_id), query, chosen)
+            asked = Asked(fields, response_id, chosen, session_id, _caller(call), call.headers, query)
             stream = bool(fields.get("stream"))
             turn = await self._responses.begin(asked, events=stream)
             if turn.background:

@@ -37,20 +37,17 @@ _IN_TERMINAL_STATE = {"completed": "a completed response", "failed": "a failed r
 logger = logging.getLogger("cupola_agent")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
-    """Who asked for a response, and what its context says besides the body."""
+    """What was asked for, by whom, and under which ids; `chosen` says that somebody else chose the response's id."""
 
     fields: Json
     response_id: str
-    session_id: str
-    common: Mapping[str, Any]
-    query: Mapping[str, str]
     chosen: bool
-
-    @property
-    def caller(self) -> Caller:
-        return Caller(self.common["user_id"], self.common["call_id"], self.common["request_id"])
+    session_id: str
+    caller: Caller
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
 
 
 class Responses:
@@ -67,6 +64,9 @@ class Responses:
         self._tasks: set[asyncio.Task[None]] = set()
         self._replays = Replays(time.monotonic)
         self.draining = False
+
+    async def start(self) -> None:
+        """Before the first call."""
 
     def drain(self) -> None:
         """No new responses; those that run are told to end."""
@@ -136,25 +136,26 @@ class Responses:
     ) -> Turn:
         fields = asked.fields
         background, created_at = bool(fields.get("background")), int(time.time())
-        partition = ids.partition_of(asked.response_id) or ids.new_partition()
-        given = input_items(fields.get("input"), partition)
+        log = EventLog() if events else None
+        output = Output(
+            new_response(fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at), log
+        )
+        given = input_items(fields.get("input"), output.partition)
         context = ResponseContext(
-            **asked.common,
-            response_id=asked.response_id,
-            created_at=created_at,
-            conversation_id=conversation_of(fields),
-            previous_response_id=fields.get("previous_response_id"),
-            query_parameters=asked.query,
-            input_items=given,
+            asked.caller.request_id,
+            asked.session_id,
+            asked.headers,
+            asked.response_id,
+            created_at,
+            conversation_of(fields),
+            fields.get("previous_response_id"),
+            asked.query,
+            given,
             fetch_history=partial(self._history, history, remembered, given, asked.caller),
         )
-        response = new_response(
-            fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at
-        )
-        log = EventLog() if events else None
-        output = Output(response, log.append if log is not None else None)
-        record = Record(self.store, asked.caller, given, history) if response["store"] else None
-        turn = Turn(self._handler, fields, context, output, log, record)
+        stores = fields.get("store") is not False
+        record = Record(self.store, asked.caller, given, history) if stores else None
+        turn = Turn(self._handler, fields, context, asked.caller, output, log, record)
         turn.only_reader = log is not None and not background
         return turn
 

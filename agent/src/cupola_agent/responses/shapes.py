@@ -184,16 +184,3 @@ _COMPLETED = {
     "reasoning": _complete_reasoning,
     "web_search_call": _complete_web_search,
 }
-
-
-def usage_of(usage: items.Usage | Mapping[str, Any]) -> Json:
-    """The `usage` of a response; a mapping is taken as it is."""
-    if not isinstance(usage, items.Usage):
-        return dict(usage)
-    return {
-        "input_tokens": usage.input_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "output_tokens": usage.output_tokens,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-    }

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from cupola_agent import jsons
-from cupola_agent.context import call_fields
+from cupola_agent.call import Caller
 from cupola_agent.errors import ApiError, invalid_request
 from cupola_agent.exchange import Socket, SocketClosedError
 from cupola_agent.http import parsed_query
@@ -79,8 +79,10 @@ class ResponseSocket:
         response_id, chosen = self._responses.identify(fields, {})
         session_id = self._responses.session_of(fields)
         add_log_fields(response_id=response_id, session_id=session_id)
-        common = call_fields(headers, self._request_id, session_id)
-        asked = Asked(fields, response_id, session_id, common, query, chosen)
+        caller = Caller(
+            headers.get("x-agent-user-id", ""), headers.get("x-agent-foundry-call-id", ""), self._request_id
+        )
+        asked = Asked(fields, response_id, chosen, session_id, caller, headers, query)
         previous = fields.get("previous_response_id")
         try:
             turn = await self._responses.begin(asked, events=True, remembered=self._remembered.get(previous or ""))

@@ -21,12 +21,12 @@ from cupola_agent.responses.calls import (
     McpCallWriter,
     WebSearchWriter,
 )
-from cupola_agent.responses.lifecycle import LIFECYCLE, OWN_FIELDS
+from cupola_agent.responses.lifecycle import OWN_FIELDS, STATUSES
 from cupola_agent.responses.messages import MessageWriter
 from cupola_agent.responses.open_item import OpenItem
 from cupola_agent.responses.output import Ending, Json, Output, OutputError
 from cupola_agent.responses.reasoning import ReasoningWriter
-from cupola_agent.responses.shapes import builtins, usage_of, whole_item
+from cupola_agent.responses.shapes import builtins, whole_item
 from cupola_agent.responses.writers import write_item
 
 Hook = Callable[[], Awaitable[None]]
@@ -34,27 +34,26 @@ Writer = TypeVar("Writer", bound=OpenItem)
 
 # Where a response stands, and what may come next.
 _NEXT: Mapping[str, Mapping[str, str]] = {
-    "new": {"queued": "queued", "in_progress": "in_progress"},
-    "queued": {"in_progress": "in_progress"},
-    "in_progress": {"event": "in_progress", "completed": "ended", "failed": "ended", "incomplete": "ended"},
+    "begun": {"queued": "queued", "write": "writing", "completed": "ended", "failed": "ended", "incomplete": "ended"},
+    "queued": {"write": "writing", "completed": "ended", "failed": "ended", "incomplete": "ended"},
+    "writing": {"write": "writing", "completed": "ended", "failed": "ended", "incomplete": "ended"},
     "ended": {},
 }
 
 
 class ResponseStream:
-    """Writes one response. Misuse raises OutputError at once.
+    """Writes one response, whose `created` and `in_progress` are told. Misuse raises OutputError at once.
 
-    Items are added to the output when their method is called, and several may be open at a time. `begun` says that
-    `response.created` and `response.in_progress` are told already.
+    An item is added to the output when its method is called, and several may be open at a time.
     """
 
-    def __init__(self, output: Output, *, drained: Hook, checkpoint: Hook, begun: bool = False) -> None:
+    def __init__(self, output: Output, *, drained: Hook, checkpoint: Hook) -> None:
         self.drained = drained
         """Waits while the client reads more slowly than the agent writes."""
         self.checkpoint = checkpoint
         """Stores the response as it stands, so that a run after a crash can go on from here."""
         self._output = output
-        self._state = "in_progress" if begun else "new"
+        self._state = "begun"
         self._open: list[OpenItem] = []
         self._message: MessageWriter | None = None
 
@@ -69,33 +68,22 @@ class ResponseStream:
         return self._output.internal_metadata
 
     def queued(self) -> None:
-        """The response waits for its turn. Before everything else."""
+        """The response waits for its turn, before anything is in it; it is in progress again when something comes."""
         self._move("queued")
         self._output.change(status="queued")
-        self._output.lifecycle("created")
         self._output.lifecycle("queued")
-
-    def begin(self) -> None:
-        """The response is in progress, if it was not. What comes first does this as well."""
-        if self._state == "new":
-            self._move("in_progress")
-            self._output.begin()
-        elif self._state == "queued":
-            self._move("in_progress")
-            self._output.change(status="in_progress")
-            self._output.lifecycle("in_progress")
 
     def text(self, delta: str) -> None:
         """A piece of a message. Consecutive pieces are one message."""
         if self._message is None:
-            self.begin()
+            self._move("write")
             self._message = MessageWriter(self._output)
         self._message.text(delta)
 
     def item(self, item: items.Item | Mapping[str, Any]) -> None:
         """A whole item, from `added` to `done`."""
         self._end_message()
-        self.begin()
+        self._move("write")
         write_item(self._output, item)
 
     def message(self, *, phase: str | None = None, id: str | None = None) -> MessageWriter:  # noqa: A002
@@ -128,10 +116,9 @@ class ResponseStream:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Any other event, with its fields. Those of the response itself and of whole items have their methods."""
-        if kind in LIFECYCLE or kind.startswith("response.output_item.") or not kind.startswith("response."):
+        if kind in STATUSES or kind.startswith("response.output_item.") or not kind.startswith("response."):
             raise OutputError(f"expected an event that starts with `response.` and has no method here; came {kind}")
-        self.begin()
-        self._move("event")
+        self._move("write")
         self._output.emit(kind, **builtins(fields))
 
     def update(self, **fields: Any) -> None:
@@ -142,25 +129,63 @@ class ResponseStream:
 
     def usage(self, usage: items.Usage | Mapping[str, Any]) -> None:
         """The tokens that the response has cost."""
-        self._output.change(usage=usage_of(usage))
+        self._output.change(usage=usage.to_json() if isinstance(usage, items.Usage) else builtins(usage))
 
     def completed(self) -> None:
         """Ends the response. Raises OutputError when an item is still open."""
-        self.begin()
         self.finish()
         self._move("completed")
         self._output.end(Ending.completed())
 
     def failed(self, code: str, message: str) -> None:
         """Ends the response with an error that the caller sees. Items that are open end as incomplete."""
-        self.begin()
-        self._interrupt()
+        self.interrupt()
         self._move("failed")
         self._output.end(Ending.failed({"code": code, "message": message}))
 
     def incomplete(self, reason: str | None = None) -> None:
         """Ends the response early: `max_output_tokens`, `content_filter`. Items that are open end as incomplete."""
-        self.begin()
-        self._interrupt()
+        self.interrupt()
         self._move("incomplete")
         self._output.end(Ending.incomplete(reason))
+
+    def finish(self) -> None:
+        """Ends the message of `text`. Raises OutputError when another item is still open."""
+        self._end_message()
+        for item in self._open:
+            if not item.closed:
+                raise OutputError(f"expected `done` of the item at output_index {item.output_index}, {item.id}")
+        self._open.clear()
+
+    def interrupt(self) -> None:
+        """Ends what is open as incomplete."""
+        for item in (*self._open, self._message):
+            if item is not None and not item.closed:
+                item.interrupt()
+        self._open.clear()
+        self._message = None
+
+    def _opened(self, writer: Callable[[Output, Json], Writer], fields: Json) -> Writer:
+        self._end_message()
+        self._move("write")
+        given = {name: value for name, value in fields.items() if value is not None}
+        item = writer(self._output, whole_item(given, self._output))
+        item.open()
+        self._open = [*(other for other in self._open if not other.closed), item]
+        return item
+
+    def _end_message(self) -> None:
+        if self._message is not None:
+            self._message.done()
+            self._message = None
+
+    def _move(self, move: str) -> None:
+        """The one place where the state of the response changes."""
+        following = _NEXT[self._state].get(move)
+        if following is None:
+            expected = " or ".join(_NEXT[self._state]) or "nothing"
+            raise OutputError(f"the response is {self._state}: expected {expected}; came {move}")
+        if self._state == "queued" and move == "write":
+            self._output.change(status="in_progress")
+            self._output.lifecycle("in_progress")
+        self._state = following

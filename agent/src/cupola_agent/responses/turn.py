@@ -8,11 +8,12 @@ from time import monotonic
 from typing import Any
 
 from cupola_agent import items
-from cupola_agent.call import Caller, call_scope
+from cupola_agent.call import Caller, enter_call, leave_call
 from cupola_agent.context import LeftForRecovery, ResponseContext
 from cupola_agent.handlers import Handler, is_stream
 from cupola_agent.responses.arguments import arguments
 from cupola_agent.responses.log import EventLog
+from cupola_agent.responses.messages import UnseenMessage
 from cupola_agent.responses.output import Ending, Json, Output, OutputError
 from cupola_agent.responses.raw import RawEvents, is_raw_event
 from cupola_agent.responses.storage import STORAGE_ERROR, Record
@@ -46,6 +47,7 @@ class Turn:
         handler: Handler,
         fields: Json,
         context: ResponseContext,
+        caller: Caller,
         output: Output,
         log: EventLog | None,
         record: Record | None,
@@ -54,19 +56,20 @@ class Turn:
         self.context = context
         self.output = output
         self.log = log
-        self.caller = Caller(context.user_id, context.call_id, context.request_id)
+        self.caller = caller
         self.left = False
         self.storage_failed: StoreError | None = None
         self._handler = handler
         self._record = record
-        self._message: MessageWriter | None = None
+        self._message: MessageWriter | UnseenMessage | None = None
         self._raw: RawEvents | None = None
         self._usage: Json | None = None
         self._raised = False
         self._handling: asyncio.Task[Any] | None = None
         self._stop: Stop | None = None
         self._slice_end = 0.0
-        self._ended = asyncio.Event()
+        self.ended = False
+        self._waiting: asyncio.Event | None = None
         self.resilient = False
         self.only_reader = False
 
@@ -78,17 +81,16 @@ class Turn:
     def stores(self) -> bool:
         return self._record is not None
 
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
-
     async def wait(self, timeout: float | None = None) -> bool:
         """Waits for the end; false after `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._ended.wait()
-        except TimeoutError:
-            return False
+        if not self.ended:
+            if self._waiting is None:
+                self._waiting = asyncio.Event()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._waiting.wait()
+            except TimeoutError:
+                return False
         return True
 
     async def run(self) -> None:
@@ -106,7 +108,9 @@ class Turn:
             await self._settle(ending)
             self.output.tell_end()
         finally:
-            self._ended.set()
+            self.ended = True
+            if self._waiting is not None:
+                self._waiting.set()
             if self.log is not None:
                 self.log.close()
 
@@ -140,7 +144,7 @@ class Turn:
         signals.client_cancelled = signals.client_cancelled or why in (Stop.CANCELLED, Stop.DISCONNECTED)
         signals.shutdown = signals.shutdown or why is Stop.SHUTDOWN
         self._stop = why
-        signals.cancelled.set()
+        signals.cancel()
         if why is Stop.DISCONNECTED or not (signals.watched or why is Stop.SHUTDOWN):
             self.cut()
 
@@ -157,8 +161,11 @@ class Turn:
         before = task.cancelling() if task is not None else 0
         self._handling = task
         try:
-            with call_scope(self.caller):
+            token = enter_call(self.caller)
+            try:
                 await self._handle()
+            finally:
+                leave_call(token)
         except asyncio.CancelledError:
             self._handling = None
             if self._stop is None or task is None or task.uncancel() > before:
@@ -261,10 +268,10 @@ class Turn:
         else:
             write_item(self.output, piece)
 
-    def _open_message(self) -> MessageWriter:
+    def _open_message(self) -> MessageWriter | UnseenMessage:
         if self._raw is not None:
             raise OutputError("the handler gave text between whole events")
-        return MessageWriter(self.output)
+        return MessageWriter(self.output) if self.output.seen else UnseenMessage(self.output)
 
     def _close_message(self) -> None:
         if self._message is not None:

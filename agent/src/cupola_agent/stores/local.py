@@ -12,6 +12,7 @@ from cupola_agent.stores.records import (
     RETENTION_SECONDS,
     EncodedItem,
     EncodedResponse,
+    decode,
     decode_items,
     decode_response,
     encode_items,
@@ -261,7 +262,7 @@ def _remove(connection: "sqlite3.Connection", number: int) -> None:
 
 def _history(connection: "sqlite3.Connection", number: int) -> list[str]:
     (history,) = connection.execute("SELECT history FROM responses WHERE number = ?", (number,)).fetchone()
-    ids: list[str] = jsons.decode(history)
+    ids: list[str] = decode(history)
     return ids
 
 

@@ -6,6 +6,7 @@ responses around it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cupola_agent import jsons
 from cupola_agent.call import Caller
@@ -63,14 +64,24 @@ def encode_items(items: Sequence[Json]) -> tuple[EncodedItem, ...]:
 
 
 def decode_response(envelope: bytes, output: Sequence[bytes]) -> Json:
-    response: Json = jsons.decode(envelope)
+    response: Json = decode(envelope)
     response["output"] = decode_items(output)
     return response
 
 
 def decode_items(bodies: Sequence[bytes]) -> list[Json]:
-    items: list[Json] = jsons.decode(b"[" + b",".join(bodies) + b"]")
+    items: list[Json] = decode(b"[" + b",".join(bodies) + b"]")
     return items
+
+
+def decode(body: bytes) -> Any:
+    """What a store wrote itself. Half a surrogate pair, which `jsons.decode` refuses, may be in it."""
+    try:
+        return jsons.decode(body)
+    except ValueError:
+        import json
+
+        return json.loads(body)
 
 
 def conversation_of(response: Json) -> str | None:
