@@ -1,7 +1,7 @@
 .PHONY: help setup demo test test-vm blackbox-reference compliance fuzz soak-crash soak-rest check bench lock clean
 
 help:  ## what the targets do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## virtual environment in .venv and the system packages of the default driver
 	@scripts/setup
