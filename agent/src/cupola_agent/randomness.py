@@ -12,7 +12,7 @@ _used = 0
 
 def random_bytes(count: int) -> bytes:
     """`count` bytes, at most 64."""
-    global _block, _used  # noqa: PLW0603
+    global _block, _used
     start = _used
     end = start + count
     if end > len(_block):
@@ -23,7 +23,7 @@ def random_bytes(count: int) -> bytes:
 
 
 def _forget() -> None:
-    global _block, _used  # noqa: PLW0603
+    global _block, _used
     _block, _used = b"", 0
 
 

@@ -78,7 +78,7 @@ def is_loopback(host: str) -> bool:
 
 
 class HttpClient:
-    """Keeps up to 16 idle connections to each origin. Belongs to one event loop."""
+    """Keeps up to 16 idle connections to each origin. Used by one event loop at a time."""
 
     def __init__(self, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._max_body_bytes = max_body_bytes
@@ -100,7 +100,7 @@ class HttpClient:
                     if connection is None:
                         connection = await self._connect(origin)
                     try:
-                        answer = await connection.exchange(head, body, method)
+                        answer = await connection.exchange(head, body)
                     except _NothingCame:
                         # The server had closed an idle connection while the request was on its way.
                         if not reused:
@@ -127,6 +127,8 @@ class HttpClient:
         oldest = time.monotonic() - IDLE_SECONDS
         while connections:
             connection = connections.pop()
+            if connection.loop is not asyncio.get_running_loop():
+                continue  # its loop has ended, and the connection with it
             if connection.open and connection.idle_since > oldest:
                 return connection
             connection.close()
@@ -174,6 +176,7 @@ class _Exchange:
     head_bytes: int = 0
     body: bytearray = field(default_factory=bytearray)
     began: bool = False
+    ends_with_connection: bool = False
 
 
 class _Connection(asyncio.Protocol):
@@ -184,19 +187,18 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: _Exchange | None = None
-        self._method = ""
+        self.loop = asyncio.get_running_loop()
         self.idle_since = 0.0
 
     @property
     def open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    async def exchange(self, head: bytes, body: bytes, method: str) -> HttpAnswer:
+    async def exchange(self, head: bytes, body: bytes) -> HttpAnswer:
         if not self.open or self._transport is None:
             raise _NothingCame
         self._parser = httptools.HttpResponseParser(self)
-        self._exchange = _Exchange(asyncio.get_running_loop().create_future())
-        self._method = method
+        self._exchange = _Exchange(self.loop.create_future())
         try:
             self._transport.writelines((head, body) if body else (head,))
             return await self._exchange.done
@@ -236,14 +238,20 @@ class _Connection(asyncio.Protocol):
             return
         if not exchange.began:
             self._fail(_NothingCame())
+        elif error is None and exchange.ends_with_connection:
+            self._complete(exchange)
         else:
             self._fail(HttpFailed(f"the answer broke off: {error or 'connection closed'}"))
 
     # httptools
 
+    def on_message_begin(self) -> None:
+        if self._exchange is None or self._exchange.done.done():
+            self.close()  # more than was asked for
+
     def on_header(self, name: bytes, value: bytes) -> None:
         exchange = self._exchange
-        if exchange is None:
+        if exchange is None or exchange.done.done():
             return
         exchange.head_bytes += len(name) + len(value)
         if exchange.head_bytes > MAX_HEAD_BYTES:
@@ -251,9 +259,15 @@ class _Connection(asyncio.Protocol):
             return
         exchange.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
+    def on_headers_complete(self) -> None:
+        exchange = self._exchange
+        if exchange is not None and not exchange.done.done():
+            length_known = "content-length" in exchange.headers or "transfer-encoding" in exchange.headers
+            exchange.ends_with_connection = not length_known and self._parser.get_status_code() >= 200
+
     def on_body(self, body: bytes) -> None:
         exchange = self._exchange
-        if exchange is None:
+        if exchange is None or exchange.done.done():
             return
         exchange.body += body
         if len(exchange.body) > self._max_body_bytes:
@@ -264,18 +278,20 @@ class _Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or exchange.done.done():
             return
-        status = self._parser.get_status_code()
-        if status < 200:
+        if self._parser.get_status_code() < 200:
             exchange.headers.clear()
             return
         if not self._parser.should_keep_alive():
             self.close()
+        self._complete(exchange)
+
+    def _complete(self, exchange: _Exchange) -> None:
         try:
             body = _decoded(bytes(exchange.body), exchange.headers.get("content-encoding", ""), self._max_body_bytes)
         except (zlib.error, ValueError) as error:
             self._fail(HttpFailed(f"the answer cannot be decoded: {error}"))
         else:
-            exchange.done.set_result(HttpAnswer(status, exchange.headers, body))
+            exchange.done.set_result(HttpAnswer(self._parser.get_status_code(), exchange.headers, body))
 
     def _fail(self, error: Exception) -> None:
         exchange = self._exchange

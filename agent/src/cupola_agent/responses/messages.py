@@ -148,13 +148,20 @@ class UnseenMessage:
             self._pieces.append(delta)
 
     def done(self) -> None:
+        self._add("completed")
+
+    def interrupt(self) -> None:
+        """Ends the message as something that will not be whole."""
+        self._add("incomplete")
+
+    def _add(self, status: str) -> None:
         if self._pieces:
             self._output.add_item(
                 {
                     "id": self._output.new_item_id("msg"),
                     "type": "message",
                     "role": "assistant",
-                    "status": "completed",
+                    "status": status,
                     "content": [output_text("".join(self._pieces))],
                 }
             )

@@ -63,9 +63,7 @@ def new_response(request: Mapping[str, Any], *, response_id: str, session_id: st
         "response_id": response_id,
         "agent_session_id": session_id,
     }
-    for name, value in request.items():
-        if name in _ECHOED:
-            response[name] = value
+    response |= {name: value for name, value in request.items() if name in _ECHOED}
     conversation = request.get("conversation")
     if conversation is not None:
         response["conversation"] = {"id": conversation} if isinstance(conversation, str) else conversation

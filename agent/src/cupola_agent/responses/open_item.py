@@ -91,7 +91,7 @@ class OpenItem:
             return
         if error is None:
             self.done()
-        elif not self._output.ended:
+        elif self._output.ending is None:
             self.interrupt()
 
     def interrupt(self) -> None:

@@ -5,14 +5,14 @@ When nobody can ever see the events, because the answer is given as a whole, non
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cupola_agent import ids, jsons
-from cupola_agent.responses.log import EventLog
 
 Json = dict[str, Any]
+Append = Callable[[str, bytes], None]
 
 SERVER_ERROR = {"code": "server_error", "message": "An internal server error occurred."}
 
@@ -47,16 +47,16 @@ class Ending:
 
 
 class Output:
-    """Builds one response. `log` takes its events; None when nobody will ever see them.
+    """Builds one response. `append` takes its events, by type and as JSON; None when nobody will ever see them.
 
     `first_number` continues the numbers of a response that another process began; `items` are the ones it finished.
     """
 
     def __init__(
-        self, response: Json, log: EventLog | None, *, first_number: int = 0, items: Sequence[Json] = ()
+        self, response: Json, append: Append | None, *, first_number: int = 0, items: Sequence[Json] = ()
     ) -> None:
         self._response = response
-        self._append = None if log is None else log.append
+        self._append = append
         self._next_number = first_number
         self._items: list[Json] = []
         self.partition = ids.partition_of(response["id"]) or ids.new_partition()
@@ -65,6 +65,16 @@ class Output:
         self.ending: Ending | None = None
         for item in items:
             self._items.append(self._stamped(item, len(self._items)))
+
+    @classmethod
+    def restored(cls, stored: Json, append: Append | None, first_number: int) -> "Output":
+        """Goes on with a response as it was stored."""
+        metadata = dict(stored.get("metadata") or {})
+        noted = metadata.pop("_internal_metadata", None)
+        response = {**stored, "metadata": metadata}
+        output = cls(response, append, first_number=first_number, items=stored.get("output") or ())
+        output.internal_metadata = dict(noted or {})
+        return output
 
     @property
     def response(self) -> Json:
@@ -88,6 +98,11 @@ class Output:
     @property
     def status(self) -> str:
         return str(self._response["status"])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last word is said."""
+        return self.ending is not None
 
     @property
     def items_count(self) -> int:
@@ -161,7 +176,10 @@ class Output:
         self.ending = ending
 
     def settle(self, ending: Ending) -> Json:
-        """Puts the response into its terminal state, not told yet; gives it as a store keeps it. Finished items stay (section 9, row 4)."""
+        """Puts the response into its terminal state, not told yet; gives it as a store keeps it.
+
+        Finished items stay (contract section 9, row 4).
+        """
         self.ending = ending
         self._response |= ending.changes
         self._response["status"] = ending.status

@@ -16,22 +16,27 @@ from cupola_agent.context import ResponseContext
 from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, invalid_request, not_found, shutting_down
 from cupola_agent.handlers import Handler
-from cupola_agent.responses.compaction import compacted, expanded
+from cupola_agent.responses.history import History
 from cupola_agent.responses.input import input_items
+from cupola_agent.responses.lanes import Lanes
 from cupola_agent.responses.log import EventLog
 from cupola_agent.responses.objects import Json, new_response, public
 from cupola_agent.responses.options import ResponseOptions
 from cupola_agent.responses.output import Output
-from cupola_agent.responses.request import checked_response_id
+from cupola_agent.responses.recovery import recover
 from cupola_agent.responses.replays import Replays
+from cupola_agent.responses.request import checked_response_id
+from cupola_agent.responses.resilience import Resilience
 from cupola_agent.responses.storage import Record, storage_failed
 from cupola_agent.responses.turn import Stop, Turn
 from cupola_agent.stores.base import NotFoundError, ResponseStore, StoreError
+from cupola_agent.tasks.base import Task as StoredTask
 
 CANCEL_SECONDS = 10.0
 """How long a handler that was told to end may take to do so."""
 
 _CUT_SECONDS = 5.0
+_SCAN_SECONDS = 300.0
 _IN_TERMINAL_STATE = {"completed": "a completed response", "failed": "a failed response"}
 
 logger = logging.getLogger("cupola_agent")
@@ -54,7 +59,12 @@ class Responses:
     """Runs turns and finds them again. It owns their tasks: `stop` waits for all of them."""
 
     def __init__(
-        self, handler: Handler, environment: Environment, options: ResponseOptions, store: ResponseStore
+        self,
+        handler: Handler,
+        environment: Environment,
+        options: ResponseOptions,
+        store: ResponseStore,
+        resilience: Resilience | None = None,
     ) -> None:
         self._handler = handler
         self._environment = environment
@@ -63,10 +73,24 @@ class Responses:
         self._running: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._replays = Replays(time.monotonic)
+        self._lanes = Lanes()
+        self._resilience = resilience
+        self._scanning: asyncio.Task[None] | None = None
         self.draining = False
 
     async def start(self) -> None:
-        """Before the first call."""
+        """Before the first call: goes on with what another process left."""
+        if self._resilience is not None:
+            await asyncio.to_thread(self._resilience.journals.sweep)
+            self._scanning = asyncio.create_task(self._scan(self._resilience))
+
+    async def _scan(self, resilience: Resilience) -> None:
+        while not self.draining:
+            try:
+                await recover(self, resilience)
+            except Exception:
+                logger.exception("responses that another process left could not be looked for")
+            await asyncio.sleep(_SCAN_SECONDS)
 
     def drain(self) -> None:
         """No new responses; those that run are told to end."""
@@ -75,8 +99,11 @@ class Responses:
             turn.stop(Stop.SHUTDOWN)
 
     async def stop(self) -> None:
-        """Waits for what runs, cuts off what does not end, and closes the store."""
+        """Waits for what runs, cuts off what does not end, and closes the stores."""
         self.drain()
+        if self._scanning is not None:
+            self._scanning.cancel()
+            await asyncio.wait((self._scanning,))
         turns = list(self._running.values())
         await asyncio.gather(*(turn.wait(CANCEL_SECONDS) for turn in turns))
         for turn in turns:
@@ -84,6 +111,8 @@ class Responses:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CUT_SECONDS)
         await self.store.close()
+        if self._resilience is not None:
+            await self._resilience.close()
 
     def identify(self, fields: Json, headers: Mapping[str, str]) -> tuple[str, bool]:
         """The id of a new response, and whether somebody else chose it. Raises ApiError (400) for another shape."""
@@ -112,61 +141,91 @@ class Responses:
         """
         if self.draining:
             raise shutting_down()
-        fields, caller = asked.fields, asked.caller
         if asked.chosen:
-            await self._check_free(asked.response_id, caller)
-        previous, conversation = fields.get("previous_response_id"), conversation_of(fields)
+            await self._check_free(asked.response_id, asked.caller)
+        turn, history = self._turn(asked, events=events)
+        if self.options.steerable:
+            self._lanes.enter(_lane(turn), turn)
         if remembered is not None:
-            return self._turn(asked, [item["id"] for item in remembered if "id" in item], remembered, events=events)
-        history: Sequence[str] = ()
-        if previous or conversation:
+            history.remember(remembered)
+        elif self.options.steerable and not self._lanes.is_first(_lane(turn), turn):
+            turn.before = partial(self._wait_for_lane, turn, history)
+        else:
             try:
-                history = await self.store.history_item_ids(
-                    caller,
-                    previous_response_id=previous,
-                    conversation_id=conversation,
-                    limit=self.options.history_limit,
-                )
+                await history.find()
             except StoreError as error:
+                self._leave_lane(turn)
                 raise storage_failed(error) from error
-        return self._turn(asked, history, None, events=events)
+        return turn
 
-    def _turn(
-        self, asked: Asked, history: Sequence[str], remembered: Sequence[Json] | None, *, events: bool
-    ) -> Turn:
+    async def _wait_for_lane(self, turn: Turn, history: History) -> None:
+        await self._lanes.wait_first(_lane(turn), turn)
+        await history.find()
+        if turn.background:
+            await turn.store_begun()
+
+    def _leave_lane(self, turn: Turn) -> None:
+        if self.options.steerable:
+            self._lanes.leave(_lane(turn), turn)
+
+    def _turn(self, asked: Asked, *, events: bool, persisted: Json | None = None) -> tuple[Turn, History]:
         fields = asked.fields
-        background, created_at = bool(fields.get("background")), int(time.time())
-        log = EventLog() if events else None
-        output = Output(
-            new_response(fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at), log
-        )
+        background = bool(fields.get("background"))
+        log = self._log(asked.response_id, background) if events else None
+        append = None if log is None else log.append
+        if persisted is None:
+            created_at = int(time.time())
+            response = new_response(
+                fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at
+            )
+            output = Output(response, append)
+        else:
+            created_at = persisted["created_at"]
+            output = Output.restored(persisted, append, 0 if log is None else log.end)
         given = input_items(fields.get("input"), output.partition)
+        previous, conversation = fields.get("previous_response_id"), conversation_of(fields)
+        history = History(
+            self.store,
+            asked.caller,
+            previous_response_id=previous,
+            conversation_id=conversation,
+            given=given,
+            limit=self.options.history_limit,
+        )
         context = ResponseContext(
             asked.caller.request_id,
             asked.session_id,
             asked.headers,
             asked.response_id,
             created_at,
-            conversation_of(fields),
-            fields.get("previous_response_id"),
+            conversation,
+            previous,
             asked.query,
             given,
-            fetch_history=partial(self._history, history, remembered, given, asked.caller),
+            chain_id=_chain_id(conversation, output.partition),
+            persisted_response=persisted,
+            fetch_history=history.items,
         )
-        stores = fields.get("store") is not False
-        record = Record(self.store, asked.caller, given, history) if stores else None
+        record = None
+        if fields.get("store") is not False:
+            record = Record(self.store, asked.caller, given, history, begun=persisted is not None)
         turn = Turn(self._handler, fields, context, asked.caller, output, log, record)
         turn.only_reader = log is not None and not background
-        return turn
+        turn.resilient = background and self._resilience is not None
+        return turn, history
 
-    async def _history(
-        self, item_ids: Sequence[str], remembered: Sequence[Json] | None, given: Sequence[Json], caller: Caller
-    ) -> Sequence[Json]:
-        """The items before a turn, those that its input carries in compacted form among them."""
-        if remembered is None:
-            found = await self.store.items(item_ids, caller) if item_ids else []
-            remembered = [item for item in found if item is not None]
-        return [piece for item in (*remembered, *compacted(given)) for piece in expanded(item)]
+    def _log(self, response_id: str, background: bool) -> EventLog:
+        if background and self._resilience is not None:
+            return self._resilience.journals.open(response_id)
+        return EventLog()
+
+    async def resume(self, asked: Asked, persisted: Json, *, events: bool) -> Turn:
+        """A turn that another process began, from the state it stored last. Raises StoreError."""
+        turn, history = self._turn(asked, events=events, persisted=persisted)
+        if self.options.steerable:
+            self._lanes.enter(_lane(turn), turn)
+        await history.find()
+        return turn
 
     async def _check_free(self, response_id: str, caller: Caller) -> None:
         taken = response_id in self._running
@@ -188,25 +247,38 @@ class Responses:
                 del self._running[response_id]
             if turn.log is not None and not turn.only_reader:
                 self._replays.add(response_id, turn.log)
+            self._leave_lane(turn)
 
-    def start_turn(self, turn: Turn) -> None:
-        """Runs a turn in a task of its own."""
+    def start_turn(self, turn: Turn, task: StoredTask | None = None) -> None:
+        """Runs a turn in a task of its own; `task` is the stored one of a resilient response."""
         self._running[turn.context.response_id] = turn
-        task = asyncio.create_task(self.run(turn), name=turn.context.response_id)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
+        if task is not None and self._resilience is not None:
+            work = self._resilience.run(task, partial(self.run, turn), turn)
+        else:
+            work = self.run(turn)
+        running = asyncio.create_task(work, name=turn.context.response_id)
+        self._tasks.add(running)
+        running.add_done_callback(self._finished)
+
+    async def start_background(self, turn: Turn) -> None:
+        """Stores a response that others may ask for from now on, and runs it. Raises ApiError."""
+        task = None
+        try:
+            if self._resilience is not None:
+                task = await self._resilience.begin(turn)
+            if turn.before is None:
+                await turn.store_begun()
+        except StoreError as error:
+            self._leave_lane(turn)
+            if task is not None and self._resilience is not None:
+                await self._resilience.drop(task)
+            raise storage_failed(error) from error
+        self.start_turn(turn, task)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("response %s failed in the library", task.get_name(), exc_info=error)
-
-    async def keep_begun(self, turn: Turn) -> None:
-        """Stores a response that others may ask for while it runs. Raises ApiError."""
-        try:
-            await turn.store_begun()
-        except StoreError as error:
-            raise storage_failed(error) from error
 
     def visible(self, response_id: str, caller: Caller) -> Turn | None:
         """The turn of this id that runs, where this user may know of it."""
@@ -233,11 +305,19 @@ class Responses:
         cannot = "This response cannot be streamed because it was not created with"
         if not response.get("background"):
             raise _not_streamable(f"{cannot} background=true.")
-        log = turn.log if turn is not None else self._replays.get(response_id)
+        log = turn.log if turn is not None else self._replays.get(response_id) or self._journal(response_id)
         if log is None:
             ttl = "" if turn is not None else " or the stream TTL has expired"
             raise _not_streamable(f"{cannot} stream=true{ttl}.")
         return log
+
+    def _journal(self, response_id: str) -> EventLog | None:
+        return None if self._resilience is None else self._resilience.journals.read(response_id)
+
+    def _drop_events(self, response_id: str) -> None:
+        self._replays.drop(response_id)
+        if self._resilience is not None:
+            self._resilience.journals.remove(response_id)
 
     async def cancel(self, response_id: str, caller: Caller) -> Json:
         """The response once it has been cancelled. Raises ApiError (contract section 4.9)."""
@@ -250,7 +330,7 @@ class Responses:
                 turn.cut()
                 await turn.wait(_CUT_SECONDS)
             response = turn.output.response
-            self._replays.drop(response_id)
+            self._drop_events(response_id)
         else:
             response = public(await self._stored(response_id, caller))
         status = response["status"]
@@ -285,7 +365,7 @@ class Responses:
             raise not_found(response_id) from error
         except StoreError as error:
             raise storage_failed(error) from error
-        self._replays.drop(response_id)
+        self._drop_events(response_id)
 
     async def input_items(
         self, response_id: str, caller: Caller, *, limit: int, ascending: bool, after: str | None, before: str | None
@@ -316,6 +396,15 @@ class Responses:
 def conversation_of(fields: Mapping[str, Any]) -> str | None:
     conversation = fields.get("conversation")
     return conversation["id"] if isinstance(conversation, dict) else conversation
+
+
+def _lane(turn: Turn) -> str:
+    """The key of its conversation: all responses of a chain are in one partition."""
+    return turn.context.conversation_id or turn.output.partition
+
+
+def _chain_id(conversation: str | None, partition: str) -> str:
+    return f"cchain_{conversation}" if conversation else f"rchain_{partition}"
 
 
 def _inherited_partition(fields: Mapping[str, Any]) -> str | None:

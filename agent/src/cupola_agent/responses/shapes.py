@@ -82,12 +82,14 @@ def added_item(item: Json) -> Json:
     """The item as it is when it is added."""
     kind = item["type"]
     added = dict(item)
+    if "status" in added and kind in ITEM_PREFIXES and kind not in _ENDED_WHEN_ADDED:
+        added["status"] = "in_progress"
+    if kind == "message" and item["role"] != "assistant":
+        return added
     for name, value in _LATER.get(kind, {}).items():
         added.pop(name, None)
         if value is not _ABSENT:
             added[name] = value
-    if "status" in added and kind in ITEM_PREFIXES and kind not in _ENDED_WHEN_ADDED:
-        added["status"] = "in_progress"
     return added
 
 

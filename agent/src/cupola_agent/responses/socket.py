@@ -68,13 +68,13 @@ class ResponseSocket:
                 await self._refuse(error)
                 continue
             self._turn = turn
-            self._responses.start_turn(turn)
             await self._send_events(turn)
             await turn.wait()
             self._turn = None
             await self._remember(turn, previous)
 
     async def _begin(self, fields: Json) -> Turn:
+        """The turn, which runs. Raises ApiError."""
         headers, query = self._socket.headers, parsed_query(self._socket.query_string)
         response_id, chosen = self._responses.identify(fields, {})
         session_id = self._responses.session_of(fields)
@@ -86,13 +86,15 @@ class ResponseSocket:
         previous = fields.get("previous_response_id")
         try:
             turn = await self._responses.begin(asked, events=True, remembered=self._remembered.get(previous or ""))
-            if turn.background:
-                await self._responses.keep_begun(turn)
         except ApiError as error:
             if previous and error.status == 404:
                 message = f"Previous response with id '{previous}' not found."
                 raise invalid_request(message, "previous_response_id", "previous_response_not_found") from error
             raise
+        if turn.background:
+            await self._responses.start_background(turn)
+        else:
+            self._responses.start_turn(turn)
         return turn
 
     async def _send_events(self, turn: Turn) -> None:
@@ -138,4 +140,3 @@ def _decoded(message: str | bytes) -> dict[str, Any]:
         raise invalid_request("the messages of a client are of type 'response.create'", "type")
     nested = given.get("response")
     return check_request(nested if isinstance(nested, dict) else given)
-

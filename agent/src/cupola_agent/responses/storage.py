@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from cupola_agent.call import Caller
 from cupola_agent.errors import ApiError
+from cupola_agent.responses.history import History
 from cupola_agent.responses.objects import Json
 from cupola_agent.stores.base import AlreadyExistsError, NotFoundError, RefusedError, ResponseStore, StoreError
 
@@ -15,10 +16,10 @@ STORAGE_ERROR = {
 
 
 class Record:
-    """What a store keeps of one response: made once, then replaced."""
+    """What a store keeps of one response: made once, then replaced. `begun` says that it was made before."""
 
     def __init__(
-        self, store: ResponseStore, caller: Caller, given: Sequence[Json], history: Sequence[str], *, begun: bool = False
+        self, store: ResponseStore, caller: Caller, given: Sequence[Json], history: History, *, begun: bool = False
     ) -> None:
         self._store = store
         self._caller = caller
@@ -31,7 +32,7 @@ class Record:
         if self._begun:
             await self._store.update(response, self._caller)
             return
-        await self._store.create(response, self._given, self._history, self._caller)
+        await self._store.create(response, self._given, self._history.item_ids, self._caller)
         self._begun = True
 
 

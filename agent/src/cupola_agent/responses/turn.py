@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from enum import Enum
 from time import monotonic
@@ -33,6 +34,7 @@ class Stop(Enum):
     DISCONNECTED = "the client left"
     SHUTDOWN = "the process was told to stop"
     STEERED = "a newer turn waits"
+    EVICTED = "another process has taken the response over"
 
 
 class Turn:
@@ -72,6 +74,8 @@ class Turn:
         self._waiting: asyncio.Event | None = None
         self.resilient = False
         self.only_reader = False
+        self.before: Callable[[], Awaitable[None]] | None = None
+        """What the handler has to wait for; the response is queued until then."""
 
     @property
     def background(self) -> bool:
@@ -96,23 +100,32 @@ class Turn:
     async def run(self) -> None:
         """Runs the handler to its end, and tells it. Raises only CancelledError, when somebody else cancels it."""
         try:
-            if self.output.seen and not self.context.is_recovery:
-                self.output.begin()
-            elif self.context.is_recovery:
-                # What a reader has kept of the items that were not finished is void (contract section 4.13).
-                self.output.lifecycle("in_progress")
+            self._begin()
             ending = await self._ending()
             if ending is None:
                 self.left = True
                 return
             await self._settle(ending)
             self.output.tell_end()
+            if self.log is not None:
+                await self.log.written()
         finally:
             self.ended = True
             if self._waiting is not None:
                 self._waiting.set()
             if self.log is not None:
                 self.log.close()
+
+    def _begin(self) -> None:
+        if self.before is not None:
+            self.output.change(status="queued")
+            self.output.lifecycle("created")
+            self.output.lifecycle("queued")
+        elif self.context.is_recovery:
+            # What a reader has of items that were not finished is void (contract section 4.13).
+            self.output.lifecycle("in_progress")
+        elif self.output.seen:
+            self.output.begin()
 
     async def _settle(self, ending: Ending) -> None:
         """Stores the response in its last state before anybody is told of it."""
@@ -138,14 +151,14 @@ class Turn:
 
     def stop(self, why: Stop) -> None:
         """Tells the handler to end: by its context when it watches that, else by cancelling it."""
-        if self.ended or self._stop is Stop.CANCELLED:
+        if self.ended or self._stop in (Stop.CANCELLED, Stop.EVICTED):
             return
         signals = self.context.signals
         signals.client_cancelled = signals.client_cancelled or why in (Stop.CANCELLED, Stop.DISCONNECTED)
         signals.shutdown = signals.shutdown or why is Stop.SHUTDOWN
         self._stop = why
         signals.cancel()
-        if why is Stop.DISCONNECTED or not (signals.watched or why is Stop.SHUTDOWN):
+        if why in (Stop.DISCONNECTED, Stop.EVICTED) or not (signals.watched or why is Stop.SHUTDOWN):
             self.cut()
 
     def cut(self) -> None:
@@ -155,7 +168,7 @@ class Turn:
 
     async def _ending(self) -> Ending | None:
         """How the handler ended; None when the response stays for the next process."""
-        if self._stop in (Stop.CANCELLED, Stop.DISCONNECTED):
+        if self._told(Stop.CANCELLED, Stop.DISCONNECTED):
             return Ending.cancelled()
         task = asyncio.current_task()
         before = task.cancelling() if task is not None else 0
@@ -163,6 +176,10 @@ class Turn:
         try:
             token = enter_call(self.caller)
             try:
+                if self.before is not None:
+                    await self.before()
+                    self.output.change(status="in_progress")
+                    self.output.lifecycle("in_progress")
                 await self._handle()
             finally:
                 leave_call(token)
@@ -186,24 +203,27 @@ class Turn:
         except Exception:
             logger.exception("the responses handler failed")
             self._raised = True
-            return self._said_or(Ending.cancelled() if self._stop is Stop.CANCELLED else Ending.failed())
+            if self._told(Stop.CANCELLED, Stop.DISCONNECTED):
+                return Ending.cancelled()
+            said = self.output.ending
+            return said if said is not None and said.status == "failed" else Ending.failed()
         finally:
             self._handling = None
-        if self._stop in (Stop.CANCELLED, Stop.DISCONNECTED):
+            self._close_message(whole=False)
+        if self._told(Stop.CANCELLED, Stop.DISCONNECTED):
             return Ending.cancelled()
         return self.output.ending or Ending.completed(self._usage)
 
-    def _said_or(self, ending: Ending) -> Ending:
-        """A failure the handler had told of before it raised, else this one."""
-        said = self.output.ending
-        return said if said is not None and said.status == "failed" else ending
+    def _told(self, *reasons: Stop) -> bool:
+        return self._stop in reasons
 
     def _cut_off(self) -> Ending | None:
-        if self._stop is Stop.SHUTDOWN:
-            return None if self.resilient else Ending.failed()
-        if self._stop is Stop.STEERED:
-            return Ending.completed(self._usage)
-        return Ending.cancelled()
+        """How a response ends of which the handler was cancelled."""
+        if self._told(Stop.EVICTED) or (self._told(Stop.SHUTDOWN) and self.resilient):
+            return None
+        if self._told(Stop.SHUTDOWN):
+            return Ending.failed()
+        return Ending.completed(self._usage) if self._told(Stop.STEERED) else Ending.cancelled()
 
     async def _handle(self) -> None:
         result = await self._handler.call(await arguments(self._handler.names, self))
@@ -273,8 +293,9 @@ class Turn:
             raise OutputError("the handler gave text between whole events")
         return MessageWriter(self.output) if self.output.seen else UnseenMessage(self.output)
 
-    def _close_message(self) -> None:
-        if self._message is not None:
-            self._message.done()
-            self._message = None
-
+    def _close_message(self, *, whole: bool = True) -> None:
+        message, self._message = self._message, None
+        if message is not None and whole:
+            message.done()
+        elif message is not None:
+            message.interrupt()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cupola_agent import jsons
-from cupola_agent.stores.base import ConflictError, Json, NotFoundError
+from cupola_agent.stores.base import AlreadyExistsError, Json, NotFoundError
 from cupola_agent.stores.records import RETENTION_SECONDS, decode
 from cupola_agent.stores.sqlite import Database, Schema
 from cupola_agent.tasks import limits, rules
@@ -76,7 +76,7 @@ class LocalTaskStore:
 
         def job(connection: "sqlite3.Connection") -> None:
             if connection.execute("SELECT 1 FROM tasks WHERE id = ?", (task.id,)).fetchone():
-                raise ConflictError(f"Task '{task.id}' already exists.", code="task_already_exists")
+                raise AlreadyExistsError(f"Task '{task.id}' already exists.", code="task_already_exists")
             columns = _columns(task)
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
             cursor = connection.execute(f"INSERT INTO tasks ({names}) VALUES ({marks})", (*columns.values(),))  # noqa: S608
