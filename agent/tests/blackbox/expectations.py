@@ -100,7 +100,10 @@ NOT_BACKGROUND = Refusal(
     "invalid_request_error",
 )
 NOT_STREAMED = Refusal(
-    400, "This response cannot be streamed because it was not created with stream=true.", "stream", "invalid_request_error"
+    400,
+    "This response cannot be streamed because it was not created with stream=true.",
+    "stream",
+    "invalid_request_error",
 )
 NO_STREAM_ANY_MORE = replace(
     NOT_STREAMED,

@@ -84,9 +84,7 @@ def main(options: list[str]) -> int:
     differences = read_differences(DIFFERENCES.read_text())
     unnamed = sorted(case for case in failed if not any(difference.covers(case) for difference in differences))
     passing = sorted(
-        case
-        for case in recorder.outcomes.keys() - failed
-        if any(difference.covers(case) for difference in differences)
+        case for case in recorder.outcomes.keys() - failed if any(difference.covers(case) for difference in differences)
     )
     print(f"\n{len(recorder.outcomes)} cases, of which the reference fails {len(failed)}:")
     for difference in differences:

@@ -70,7 +70,7 @@ BEHAVIOURS = [
     Behaviour("many pieces", "; ".join(["say x"] * 200), text_events(200), [f"message {'x' * 200}"]),
     Behaviour("other scripts", "say żółć; say 漢字; say 🎉", text_events(3), ["message żółć漢字🎉"]),
     Behaviour("what JSON escapes", r'say "\n" \u0000 </script> &amp', text_events(1), [r'message "\n" \u0000 </script> &amp']),
-    Behaviour("what frames are made of", "say data: event: : id: [DONE]", text_events(1), ["message data: event: : id: [DONE]"]),
+    Behaviour("what frames are made of", "say data: event: : [DONE]", text_events(1), ["message data: event: : [DONE]"]),
     Behaviour("a long text", f"say {'long' * 20_000}", text_events(1), [f"message {'long' * 20_000}"]),
     Behaviour("a function call", "call", CALL_EVENTS, ["function_call add"]),
     Behaviour("two function calls", "call; call", CALL_EVENTS * 2, ["function_call add"] * 2),
@@ -169,9 +169,9 @@ def test_the_events_of_what_a_handler_does(client: Client, mode: Mode, behaviour
     created = events[0].response
     assert (created["status"], created["output"]) == ("in_progress", [])
     if behaviour.status in ("completed", "incomplete"):
-        assert [event.data["item"] for event in events if event.kind == "response.output_item.done"] == events[-1].response[
-            "output"
-        ]
+        assert [event.data["item"] for event in events if event.kind == "response.output_item.done"] == events[
+            -1
+        ].response["output"]
     if mode is BACKGROUND_STREAM:
         assert client.get(f"{turn.path}?stream=true").events == events
 

@@ -52,7 +52,7 @@ def test_the_next_turn_knows_what_was_said(client: Client, first_mode: Mode, sec
 
 @pytest.mark.parametrize("mode", STORED, ids=str)
 def test_the_fifth_turn_knows_all_before(client: Client, mode: Mode) -> None:
-    previous: dict[str, str] = {}
+    previous: dict[str, Any] = {}
     said: list[str] = []
     for number in range(5):
         with asked(client, mode, f"say {number}", **previous) as turn:
@@ -149,7 +149,5 @@ def test_the_handler_is_told_the_conversation(client: Client, mode: Mode, shape:
 
 def test_a_conversation_and_a_previous_response_may_both_be_given(client: Client) -> None:
     first = ended(client, SYNC, COMPLETED)
-    answer = client.post(
-        "/responses", {"input": "say a", "conversation": "conv_1", "previous_response_id": first.id}
-    )
+    answer = client.post("/responses", {"input": "say a", "conversation": "conv_1", "previous_response_id": first.id})
     assert answer.status == 200

@@ -158,7 +158,9 @@ def test_a_request_without_a_session_gets_one(client: Client, mode: Mode) -> Non
 def test_a_conversation_has_one_session(client: Client) -> None:
     partition = new_partition()
     sessions = {
-        client.post("/responses", {"input": "say a", "conversation": new_id("conv", partition)}).headers["x-agent-session-id"]
+        client.post("/responses", {"input": "say a", "conversation": new_id("conv", partition)}).headers[
+            "x-agent-session-id"
+        ]
         for _ in range(3)
     }
     assert len(sessions) == 1

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from agent.tests.blackbox.control import Control
 from agent.tests.blackbox.expectations import (
     CANCEL,
     DELETE,
-    GET,
-    INPUT_ITEMS,
     OPERATIONS,
     REPLAY,
     Operation,
@@ -77,7 +74,9 @@ def test_an_operation_in_flight(
         if cancelled:
             assert final["output"] == []
         else:
-            assert [item["type"] for item in final["output"]][: moment.items_before] == ["function_call"] * moment.items_before
+            assert [item["type"] for item in final["output"]][: moment.items_before] == [
+                "function_call"
+            ] * moment.items_before
             assert final["output"][-1]["content"][0]["text"].endswith("b")
 
 
@@ -111,9 +110,7 @@ def test_two_operations_after_the_end(
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=ids)
 @pytest.mark.parametrize("partition_of_another", [False, True])
-def test_an_operation_on_an_id_nobody_knows(
-    client: Client, operation: Operation, partition_of_another: bool
-) -> None:
+def test_an_operation_on_an_id_nobody_knows(client: Client, operation: Operation, partition_of_another: bool) -> None:
     response_id = new_id()
     if partition_of_another:
         known = ended(client, MODES[0], COMPLETED)
@@ -155,7 +152,9 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), METHODS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"), METHODS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_method_a_path_does_not_have(client: Client, method: str, path: str, allowed: set[str]) -> None:
     answer = client.call(method, path.format(id=new_id()), {})
     assert answer.status == 405

@@ -265,7 +265,9 @@ def test_stream_options_go_with_a_stream(client: Client) -> None:
     assert client.post("/responses", body).events[-1].kind == "response.completed"
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "text/plain", "x/y", ""])
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "text/plain", "x/y", ""]
+)
 def test_the_content_type_does_not_matter(client: Client, content_type: str) -> None:
     answer = client.post("/responses", {"input": "say a"}, {"content-type": content_type})
     assert answer.status == 200

@@ -149,7 +149,12 @@ MOMENTS = (
 
 @contextlib.contextmanager
 def in_flight(
-    client: Client, control: Control, mode: Mode, moment: Moment, headers: Mapping[str, str] | None = None, **fields: Any
+    client: Client,
+    control: Control,
+    mode: Mode,
+    moment: Moment,
+    headers: Mapping[str, str] | None = None,
+    **fields: Any,
 ) -> Iterator[Turn]:
     """A turn whose handler waits at that moment. It is let go at the end in any case."""
     name = f"gate-{next(_numbers)}"
@@ -184,9 +189,7 @@ RAISED = Ending("raised", "call; raise", "failed")
 ENDINGS = (COMPLETED, FAILED, INCOMPLETE, RAISED)
 
 
-def ended(
-    client: Client, mode: Mode, ending: Ending, headers: Mapping[str, str] | None = None, **fields: Any
-) -> Turn:
+def ended(client: Client, mode: Mode, ending: Ending, headers: Mapping[str, str] | None = None, **fields: Any) -> Turn:
     """A turn that has ended in that way, and whose end can be seen wherever it can be."""
     with asked(client, mode, ending.script, headers, **fields) as turn:
         final = turn.final()

@@ -142,7 +142,12 @@ class Client:
         return Client(self.port, {**self._headers, **headers})
 
     def send(
-        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = TIMEOUT
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = TIMEOUT,
     ) -> Exchange:
         """Sends a request and does not wait for its answer. `body` is JSON, or bytes as they are."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)

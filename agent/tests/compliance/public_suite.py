@@ -41,7 +41,7 @@ def main() -> int:
     folder = prepared(checkout)
     bun = folder / "node_modules" / "@oven" / _BUN[platform.machine()] / "bin" / "bun"
     with tempfile.TemporaryDirectory() as home, running(Path(home), {}, SAMPLE) as sample:
-        command = [bun, "run", "bin/compliance-test.ts", "--base-url", f"http://127.0.0.1:{sample.port}"]
+        command = [str(bun), "run", "bin/compliance-test.ts", "--base-url", f"http://127.0.0.1:{sample.port}"]
         done = subprocess.run([*command, "--api-key", "any", *sys.argv[1:]], cwd=folder, check=False, timeout=300)
     return done.returncode
 

@@ -13,7 +13,8 @@ from agent.tests.blackbox.wire import TIMEOUT, Client, Event
 from agent.tests.compliance.schemas import COMPACTION, RESPONSE, event_faults, faults
 
 PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 
 
@@ -32,7 +33,9 @@ ASKED: dict[str, dict[str, Any]] = {
     "system-prompt": {"input": [message("system", "Talk like a sailor."), message("user", "Greet me.")]},
     "image-input": {
         "input": [
-            message("user", [{"type": "input_text", "text": "What is it?"}, {"type": "input_image", "image_url": PIXEL}])
+            message(
+                "user", [{"type": "input_text", "text": "What is it?"}, {"type": "input_image", "image_url": PIXEL}]
+            )
         ]
     },
     "multi-turn": {
@@ -159,9 +162,7 @@ CONVERSATION = [
 
 
 def test_a_conversation_is_compacted(client: Client) -> None:
-    answer = client.post(
-        "/responses/compact", {"model": "sample", "input": CONVERSATION, "prompt_cache_key": "any"}
-    )
+    answer = client.post("/responses/compact", {"model": "sample", "input": CONVERSATION, "prompt_cache_key": "any"})
     assert answer.status == 200, answer
     assert faults(answer.json, COMPACTION) == []
     assert "compaction" in [item["type"] for item in answer.json["output"]]

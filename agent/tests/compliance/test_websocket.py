@@ -16,7 +16,6 @@ from agent.tests.compliance.schemas import RESPONSE, SOCKET_ERROR, event_faults,
 from agent.tests.compliance.test_http import CONVERSATION, TOOL, message
 
 
-
 class Socket:
     """A connection in the WebSocket mode: one turn after the other."""
 
@@ -81,7 +80,7 @@ async def test_turns_that_are_sent_ahead_are_answered_in_order(ws: Socket) -> No
     for number in range(3):
         body = {"type": "response.create", "model": "sample", "input": f"word {number}", "store": False}
         await ws.connection.send(json.dumps(body))
-    said = []
+    said: list[str] = []
     while len(said) < 3:
         event = await ws.receive()
         if event["type"] == "response.completed":
@@ -156,9 +155,7 @@ async def test_a_tool_is_called(ws: Socket) -> None:
     first = await ws.response(input="What time is it?", tools=[TOOL], store=False)
     [call] = [item for item in first["output"] if item["type"] == "function_call"]
     output = {"type": "function_call_output", "call_id": call["call_id"], "output": "noon"}
-    second = await ws.response(
-        input=[output, message("user", "So?")], store=False, previous_response_id=first["id"]
-    )
+    second = await ws.response(input=[output, message("user", "So?")], store=False, previous_response_id=first["id"])
     assert second["output"][0]["type"] == "message"
 
 

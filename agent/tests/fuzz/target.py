@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import time
@@ -84,11 +85,10 @@ class Target:
         received = b""
         try:
             with socket.create_connection(("127.0.0.1", self.agent.port), timeout=DEADLINE) as connection:
-                try:
+                # It may close before it has read all; what it said is still to be read.
+                with contextlib.suppress(ConnectionError):
                     connection.sendall(data)
                     connection.shutdown(socket.SHUT_WR)
-                except ConnectionError:
-                    pass  # it may close before it has read all; what it said is still to be read
                 while piece := connection.recv(65536):
                     received += piece
         except ConnectionResetError:

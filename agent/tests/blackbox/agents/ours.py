@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from agent.tests.blackbox.agents import script
 from cupola_agent import Agent, ResponseContext, items
+
+from agent.tests.blackbox.agents import script
 
 agent = Agent()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from agent.tests.blackbox.agents import script
 from azure.ai.agentserver.responses import ResponseEventStream, ResponsesAgentServerHost
 from azure.ai.agentserver.responses._id_generator import IdGenerator
+
+from agent.tests.blackbox.agents import script
 
 app = ResponsesAgentServerHost(configure_observability=None, access_log=None, log_level="WARNING")
 
