@@ -3,22 +3,27 @@
 from typing import TYPE_CHECKING, Any
 
 from cupola_agent.app import Agent
-from cupola_agent.context import InvocationContext, ResponseContext
+from cupola_agent.context import CallContext, InvocationContext, ResponseContext
+from cupola_agent.exchange import SocketClosedError
 from cupola_agent.http import Request, Response
 from cupola_agent.responses.objects import ResponseRequest
 
 if TYPE_CHECKING:
+    from cupola_agent.invocations.socket import WebSocket
     from cupola_agent.responses.stream import ResponseStream
 
 __version__ = "0.1.0"
 __all__ = [
     "Agent",
+    "CallContext",
     "InvocationContext",
     "Request",
     "Response",
     "ResponseContext",
     "ResponseRequest",
     "ResponseStream",
+    "SocketClosedError",
+    "WebSocket",
     "__version__",
     "run",
 ]
@@ -36,4 +41,8 @@ def __getattr__(name: str) -> Any:
         from cupola_agent.responses.stream import ResponseStream
 
         return ResponseStream
+    if name == "WebSocket":
+        from cupola_agent.invocations.socket import WebSocket
+
+        return WebSocket
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

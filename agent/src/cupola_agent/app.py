@@ -14,12 +14,17 @@ from cupola_agent.handlers import Handler
 from cupola_agent.http import Answer, Call, Header
 from cupola_agent.invocations import Invocations
 from cupola_agent.logs import start_log_fields
+from cupola_agent.randomness import random_bytes
 from cupola_agent.responses.arguments import ARGUMENTS as RESPONSE_ARGUMENTS
+from cupola_agent.responses.compaction import ARGUMENTS as COMPACT_ARGUMENTS
+from cupola_agent.responses.compaction import Compaction
 from cupola_agent.responses.options import ResponseOptions
+from cupola_agent.responses.resilience import Resilience
 from cupola_agent.responses.routes import ResponseRoutes
 from cupola_agent.responses.service import Responses
 from cupola_agent.responses.socket import ResponseSocket
 from cupola_agent.routing import Route, Router
+from cupola_agent.stores import usual_store
 from cupola_agent.stores.base import ResponseStore
 from cupola_agent.version import server_identity
 
@@ -60,7 +65,9 @@ class Agent:
             default_model=default_model,
             history_limit=self.environment.history_limit if history_limit is None else history_limit,
         )
-        self._open_store = store or self._usual_store
+        self._open_store = store
+        self._opened: ResponseStore | None = None
+        self._compact: Handler | None = None
         self._own_header: Header = (b"x-platform-server", server_identity(server_version).encode())
         self._draining = False
         self._router = Router()
@@ -90,11 +97,24 @@ class Agent:
         def register(function: F) -> F:
             handler = Handler.of(function, RESPONSE_ARGUMENTS)
             options = replace(self._options, steerable=steerable, resilient=resilient)
-            self._responses = Responses(handler, self.environment, options, self._open_store())
+            self._responses = Responses(
+                handler, self.environment, options, self._store, self._resilience() if resilient else None
+            )
             self._router.add(*ResponseRoutes(self._responses, self.environment).routes())
+            self._router.add(Compaction(self._store, self._compact).route())
             return function
 
         return register if function is None else register(function)
+
+    def compact(self, function: F) -> F:
+        """Registers what `POST /responses/compact` makes of a conversation; without it, nothing is left out.
+
+        It takes what it names: `items` (the conversation), `request` (the body). It returns a summary as str, or the
+        items to keep. Raises TypeError for any other parameter.
+        """
+        self._compact = Handler.of(function, COMPACT_ARGUMENTS)
+        self._router.add(Compaction(self._store, self._compact).route())
+        return function
 
     def invocations(self, function: F) -> F:
         """Registers the handler of `POST /invocations` (contract section 5.1).
@@ -143,6 +163,7 @@ class Agent:
     def drain(self) -> None:
         """Called by the server when the process is told to stop: new work is refused from now on."""
         self._draining = True
+        self._invocations.drain()
         if self._responses is not None:
             self._responses.drain()
 
@@ -203,10 +224,22 @@ class Agent:
     async def _readiness(self, _: Call) -> Answer:
         return _DRAINING if self._draining else _HEALTHY
 
-    def _usual_store(self) -> ResponseStore:
-        from cupola_agent.stores import usual_store
+    def _resilience(self) -> Resilience:
+        from cupola_agent.stores.sqlite import state_root
+        from cupola_agent.tasks import usual_tasks
 
-        return usual_store(self.environment, self._variables)
+        folder = state_root(self._variables) / "streams"
+        return Resilience(usual_tasks(self.environment, self._variables), folder, self.environment)
+
+    @property
+    def _store(self) -> ResponseStore:
+        """The one store of this agent, made when its first handler of responses is registered."""
+        if self._opened is None:
+            if self._open_store is not None:
+                self._opened = self._open_store()
+            else:
+                self._opened = usual_store(self.environment, self._variables)
+        return self._opened
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
@@ -215,4 +248,4 @@ def _request_id(headers: Mapping[str, str]) -> str:
         trace = _TRACEPARENT.match(headers["traceparent"])
         if trace:
             return trace[1]
-    return headers.get("x-request-id") or os.urandom(16).hex()
+    return headers.get("x-request-id") or random_bytes(16).hex()

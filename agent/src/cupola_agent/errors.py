@@ -78,9 +78,7 @@ def handler_failed() -> ApiError:
 
 def shutting_down() -> ApiError:
     """Contract section 1.4."""
-    return ApiError(
-        503, "service_unavailable", "Server is shutting down.", kind="server_error", source="platform"
-    )
+    return ApiError(503, "service_unavailable", "Server is shutting down.", kind="server_error", source="platform")
 
 
 def library_failed(error: Exception) -> ApiError:

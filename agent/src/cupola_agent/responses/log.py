@@ -38,21 +38,17 @@ class EventLog:
 
     def append(self, kind: str, data: bytes) -> None:
         """Adds an event, of which `data` is the JSON."""
-        head = _heads.get(kind)
-        if head is None:
-            head = b"event: " + kind.encode() + _DATA
-            if len(_heads) < 256:  # a handler may invent types
-                _heads[kind] = head
-        frame = b"%b%b\n\n" % (head, data)
-        self._frames.append(frame)
-        self.size += len(frame)
-        if self._readers:
-            self._wake()
+        self.add_frame(event_frame(kind, data))
 
     def add_frame(self, frame: bytes) -> None:
         """Adds an event as it was read from another log."""
         self._frames.append(frame)
         self.size += len(frame)
+        if self._readers:
+            self._wake()
+
+    async def written(self) -> None:
+        """Waits until every event is where readers find it."""
 
     def close(self) -> None:
         """No event comes any more."""
@@ -110,6 +106,16 @@ class EventLog:
 def _end_wait(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+def event_frame(kind: str, data: bytes) -> bytes:
+    """The server-sent event of this type with this JSON."""
+    head = _heads.get(kind)
+    if head is None:
+        head = b"event: " + kind.encode() + _DATA
+        if len(_heads) < 256:  # a handler may invent types
+            _heads[kind] = head
+    return b"%b%b\n\n" % (head, data)
 
 
 def event_data(frame: bytes) -> bytes:

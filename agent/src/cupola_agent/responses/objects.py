@@ -9,10 +9,15 @@ from typing import Any
 
 Json = dict[str, Any]
 
-_DEFAULT_REFERENCE = {"type": "agent_reference", "name": "server-default-agent"}
-
-# Fields that repeat what the request said, with what they are when it said nothing.
-_ECHOED: Mapping[str, Any] = {
+# What the object says where the request said nothing.
+_USUAL: Mapping[str, Any] = {
+    "id": "",
+    "object": "response",
+    "created_at": 0,
+    "completed_at": None,
+    "status": "in_progress",
+    "error": None,
+    "incomplete_details": None,
     "instructions": None,
     "max_output_tokens": None,
     "max_tool_calls": None,
@@ -34,33 +39,35 @@ _ECHOED: Mapping[str, Any] = {
     "top_p": 1.0,
     "truncation": "disabled",
     "user": None,
+    "background": False,
+    "conversation": None,
+    "store": True,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "output": [],
+    "usage": None,
+    "response_id": "",
+    "agent_reference": {"type": "agent_reference", "name": "server-default-agent"},
+    "agent_session_id": "",
 }
+_NOT_ECHOED = {"response_id", "agent_session_id", "conversation", "output", "status"}
+_ECHOED = frozenset(_USUAL) - _NOT_ECHOED
 
 
 def new_response(request: Mapping[str, Any], *, response_id: str, session_id: str, created_at: int) -> Json:
     """The response object as it is when the handler starts. `created_at` is in seconds of the Unix epoch."""
-    echoed = {name: request.get(name, default) for name, default in _ECHOED.items()}
-    conversation = request.get("conversation")
-    return {
+    response = {
+        **_USUAL,
         "id": response_id,
-        "object": "response",
         "created_at": created_at,
-        "completed_at": None,
-        "status": "in_progress",
-        "error": None,
-        "incomplete_details": None,
-        **echoed,
-        "background": bool(request.get("background")),
-        "conversation": {"id": conversation} if isinstance(conversation, str) else conversation,
-        "store": request.get("store") is not False,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "output": [],
-        "usage": None,
         "response_id": response_id,
-        "agent_reference": request.get("agent_reference") or _DEFAULT_REFERENCE,
         "agent_session_id": session_id,
     }
+    response |= {name: value for name, value in request.items() if name in _ECHOED}
+    conversation = request.get("conversation")
+    if conversation is not None:
+        response["conversation"] = {"id": conversation} if isinstance(conversation, str) else conversation
+    return response
 
 
 class ResponseRequest(dict[str, Any]):

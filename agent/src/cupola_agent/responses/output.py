@@ -13,7 +13,6 @@ from cupola_agent import ids, jsons
 
 Json = dict[str, Any]
 Append = Callable[[str, bytes], None]
-"""Takes the type of the next event, and the event as JSON."""
 
 SERVER_ERROR = {"code": "server_error", "message": "An internal server error occurred."}
 
@@ -48,7 +47,7 @@ class Ending:
 
 
 class Output:
-    """Builds one response. `append` receives each encoded event; None when nobody will ever see them.
+    """Builds one response. `append` takes its events, by type and as JSON; None when nobody will ever see them.
 
     `first_number` continues the numbers of a response that another process began; `items` are the ones it finished.
     """
@@ -60,12 +59,22 @@ class Output:
         self._append = append
         self._next_number = first_number
         self._items: list[Json] = []
-        self._partition = ids.partition_of(response["id"]) or ids.new_partition()
+        self.partition = ids.partition_of(response["id"]) or ids.new_partition()
         self._internal: dict[int, Json] = {}
         self.internal_metadata: Json = {}
         self.ending: Ending | None = None
         for item in items:
             self._items.append(self._stamped(item, len(self._items)))
+
+    @classmethod
+    def restored(cls, stored: Json, append: Append | None, first_number: int) -> "Output":
+        """Goes on with a response as it was stored."""
+        metadata = dict(stored.get("metadata") or {})
+        noted = metadata.pop("_internal_metadata", None)
+        response = {**stored, "metadata": metadata}
+        output = cls(response, append, first_number=first_number, items=stored.get("output") or ())
+        output.internal_metadata = dict(noted or {})
+        return output
 
     @property
     def response(self) -> Json:
@@ -91,6 +100,11 @@ class Output:
         return str(self._response["status"])
 
     @property
+    def ended(self) -> bool:
+        """Whether the last word is said."""
+        return self.ending is not None
+
+    @property
     def items_count(self) -> int:
         return len(self._items)
 
@@ -100,7 +114,7 @@ class Output:
         return self._append is not None
 
     def new_item_id(self, prefix: str) -> str:
-        return ids.new_id(prefix, self._partition)
+        return ids.new_id(prefix, self.partition)
 
     def change(self, **changes: Any) -> None:
         """Changes fields of the response object, such as `metadata`; nobody is told before the next lifecycle event."""
@@ -135,6 +149,10 @@ class Output:
         self.emit("response.output_item.added", output_index=index, item=stamped)
         return index
 
+    def add_item(self, item: Json) -> None:
+        """Adds an item that nobody has seen grow, in its final state."""
+        self._items.append(self._stamped(item, len(self._items)))
+
     def close_item(self, output_index: int, item: Json) -> None:
         """Replaces an open item by its final state and tells it."""
         stamped = self._stamped(item, output_index)
@@ -158,7 +176,10 @@ class Output:
         self.ending = ending
 
     def settle(self, ending: Ending) -> Json:
-        """Puts the response into its terminal state, not told yet; gives it as a store keeps it. Finished items stay (section 9, row 4)."""
+        """Puts the response into its terminal state, not told yet; gives it as a store keeps it.
+
+        Finished items stay (contract section 9, row 4).
+        """
         self.ending = ending
         self._response |= ending.changes
         self._response["status"] = ending.status

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from cupola_agent import ids, jsons
 from cupola_agent.call import Caller
-from cupola_agent.context import call_fields
 from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, handler_failed, invalid_request
 from cupola_agent.exchange import ClientDisconnectedError
@@ -14,7 +13,8 @@ from cupola_agent.logs import add_log_fields
 from cupola_agent.responses.log import EventLog, send_events
 from cupola_agent.responses.objects import Json, public_item
 from cupola_agent.responses.request import parse_request
-from cupola_agent.responses.service import Asked, Responses, storage_failed
+from cupola_agent.responses.service import Asked, Responses
+from cupola_agent.responses.storage import storage_failed
 from cupola_agent.responses.turn import Stop, Turn
 from cupola_agent.routing import Endpoint, Route
 
@@ -72,7 +72,7 @@ class ResponseRoutes:
             in_session = _session_headers(session_id)
             add_log_fields(response_id=response_id, session_id=session_id)
             query = call.query if call.exchange.query_string else {}
-            asked = Asked(fields, response_id, session_id, call_fields(call, session_id), query, chosen)
+            asked = Asked(fields, response_id, chosen, session_id, _caller(call), call.headers, query)
             stream = bool(fields.get("stream"))
             turn = await self._responses.begin(asked, events=stream)
             if turn.background:
@@ -80,7 +80,8 @@ class ResponseRoutes:
             if stream:
                 self._responses.start_turn(turn)
                 call.exchange.on_disconnect(lambda: turn.stop(Stop.DISCONNECTED))
-                return await self._stream(call, turn.log, 0, in_session, only_reader=True)
+                await self._stream(call, turn.log, 0, in_session, only_reader=True)
+                return None
             answer = await self._whole(call, turn)
         except ApiError as error:
             answer = error.answer(call.request_id)
@@ -99,12 +100,12 @@ class ResponseRoutes:
         return Answer.json(200, jsons.encode(turn.output.response))
 
     async def _background(self, call: Call, turn: Turn, in_session: tuple[Header, ...]) -> Answer | None:
-        await self._responses.keep_begun(turn)
-        begun = jsons.encode(turn.output.response)
-        self._responses.start_turn(turn)
+        begun = turn.output.response if turn.before is None else {**turn.output.response, "status": "queued"}
+        await self._responses.start_background(turn)
         if turn.log is not None:
-            return await self._stream(call, turn.log, 0, in_session, only_reader=False)
-        return Answer.json(200, begun, *in_session)
+            await self._stream(call, turn.log, 0, in_session, only_reader=False)
+            return None
+        return Answer.json(200, jsons.encode(begun), *in_session)
 
     async def _stream(
         self, call: Call, log: EventLog | None, number: int, headers: tuple[Header, ...], *, only_reader: bool

@@ -16,46 +16,55 @@ from cupola_agent.context import ResponseContext
 from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, invalid_request, not_found, shutting_down
 from cupola_agent.handlers import Handler
+from cupola_agent.responses.history import History
 from cupola_agent.responses.input import input_items
+from cupola_agent.responses.lanes import Lanes
 from cupola_agent.responses.log import EventLog
 from cupola_agent.responses.objects import Json, new_response, public
 from cupola_agent.responses.options import ResponseOptions
 from cupola_agent.responses.output import Output
-from cupola_agent.responses.request import checked_response_id
+from cupola_agent.responses.recovery import recover
 from cupola_agent.responses.replays import Replays
-from cupola_agent.responses.turn import STORAGE_ERROR, Stop, Turn
-from cupola_agent.stores.base import AlreadyExistsError, NotFoundError, RefusedError, ResponseStore, StoreError
+from cupola_agent.responses.request import checked_response_id
+from cupola_agent.responses.resilience import Resilience
+from cupola_agent.responses.storage import Record, storage_failed
+from cupola_agent.responses.turn import Stop, Turn
+from cupola_agent.stores.base import NotFoundError, ResponseStore, StoreError
+from cupola_agent.tasks.base import Task as StoredTask
 
 CANCEL_SECONDS = 10.0
 """How long a handler that was told to end may take to do so."""
 
 _CUT_SECONDS = 5.0
+_SCAN_SECONDS = 300.0
 _IN_TERMINAL_STATE = {"completed": "a completed response", "failed": "a failed response"}
 
 logger = logging.getLogger("cupola_agent")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
-    """Who asked for a response, and what its context says besides the body."""
+    """What was asked for, by whom, and under which ids; `chosen` says that somebody else chose the response's id."""
 
     fields: Json
     response_id: str
-    session_id: str
-    common: Mapping[str, Any]
-    query: Mapping[str, str]
     chosen: bool
-
-    @property
-    def caller(self) -> Caller:
-        return Caller(self.common["user_id"], self.common["call_id"], self.common["request_id"])
+    session_id: str
+    caller: Caller
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
 
 
 class Responses:
     """Runs turns and finds them again. It owns their tasks: `stop` waits for all of them."""
 
     def __init__(
-        self, handler: Handler, environment: Environment, options: ResponseOptions, store: ResponseStore
+        self,
+        handler: Handler,
+        environment: Environment,
+        options: ResponseOptions,
+        store: ResponseStore,
+        resilience: Resilience | None = None,
     ) -> None:
         self._handler = handler
         self._environment = environment
@@ -64,7 +73,24 @@ class Responses:
         self._running: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._replays = Replays(time.monotonic)
+        self._lanes = Lanes()
+        self._resilience = resilience
+        self._scanning: asyncio.Task[None] | None = None
         self.draining = False
+
+    async def start(self) -> None:
+        """Before the first call: goes on with what another process left."""
+        if self._resilience is not None:
+            await asyncio.to_thread(self._resilience.journals.sweep)
+            self._scanning = asyncio.create_task(self._scan(self._resilience))
+
+    async def _scan(self, resilience: Resilience) -> None:
+        while not self.draining:
+            try:
+                await recover(self, resilience)
+            except Exception:
+                logger.exception("responses that another process left could not be looked for")
+            await asyncio.sleep(_SCAN_SECONDS)
 
     def drain(self) -> None:
         """No new responses; those that run are told to end."""
@@ -73,8 +99,11 @@ class Responses:
             turn.stop(Stop.SHUTDOWN)
 
     async def stop(self) -> None:
-        """Waits for what runs, cuts off what does not end, and closes the store."""
+        """Waits for what runs, cuts off what does not end, and closes the stores."""
         self.drain()
+        if self._scanning is not None:
+            self._scanning.cancel()
+            await asyncio.wait((self._scanning,))
         turns = list(self._running.values())
         await asyncio.gather(*(turn.wait(CANCEL_SECONDS) for turn in turns))
         for turn in turns:
@@ -82,6 +111,8 @@ class Responses:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CUT_SECONDS)
         await self.store.close()
+        if self._resilience is not None:
+            await self._resilience.close()
 
     def identify(self, fields: Json, headers: Mapping[str, str]) -> tuple[str, bool]:
         """The id of a new response, and whether somebody else chose it. Raises ApiError (400) for another shape."""
@@ -103,55 +134,105 @@ class Responses:
         seed = f"{self._environment.agent_name}:{self._environment.agent_version}:{anchor}"
         return sha256(seed.encode(errors="surrogatepass")).hexdigest()[:63]
 
-    async def begin(self, asked: Asked, *, events: bool) -> Turn:
-        """A turn that has not run yet, with its history found. Raises ApiError; 409 when the id is taken."""
+    async def begin(self, asked: Asked, *, events: bool, remembered: Sequence[Json] | None = None) -> Turn:
+        """A turn that has not run yet, with its history found, which `remembered` stands in for.
+
+        Raises ApiError; 409 when the id is taken.
+        """
         if self.draining:
             raise shutting_down()
-        fields, caller = asked.fields, asked.caller
         if asked.chosen:
-            await self._check_free(asked.response_id, caller)
-        previous, conversation = fields.get("previous_response_id"), conversation_of(fields)
-        history: Sequence[str] = ()
-        if previous or conversation:
+            await self._check_free(asked.response_id, asked.caller)
+        turn, history = self._turn(asked, events=events)
+        if self.options.steerable:
+            self._lanes.enter(_lane(turn), turn)
+        if remembered is not None:
+            history.remember(remembered)
+        elif self.options.steerable and not self._lanes.is_first(_lane(turn), turn):
+            turn.before = partial(self._wait_for_lane, turn, history)
+        else:
             try:
-                history = await self.store.history_item_ids(
-                    caller,
-                    previous_response_id=previous,
-                    conversation_id=conversation,
-                    limit=self.options.history_limit,
-                )
+                await self._find(turn, history)
             except StoreError as error:
+                self._leave_lane(turn)
                 raise storage_failed(error) from error
-        return self._turn(asked, history, events=events)
-
-    def _turn(self, asked: Asked, history: Sequence[str], *, events: bool) -> Turn:
-        fields = asked.fields
-        background, created_at = bool(fields.get("background")), int(time.time())
-        partition = ids.partition_of(asked.response_id) or ids.new_partition()
-        given = input_items(fields.get("input"), partition)
-        context = ResponseContext(
-            **asked.common,
-            response_id=asked.response_id,
-            created_at=created_at,
-            conversation_id=conversation_of(fields),
-            previous_response_id=fields.get("previous_response_id"),
-            query_parameters=asked.query,
-            input_items=given,
-            fetch_history=partial(self._items, history, asked.caller),
-        )
-        response = new_response(
-            fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at
-        )
-        log = EventLog() if events else None
-        output = Output(response, log.append if log is not None else None)
-        record = _Record(self.store, asked.caller, given, history) if response["store"] else None
-        turn = Turn(self._handler, fields, context, output, log, record)
-        turn.only_reader = log is not None and not background
         return turn
 
-    async def _items(self, item_ids: Sequence[str], caller: Caller) -> Sequence[Json]:
-        found = await self.store.items(item_ids, caller) if item_ids else []
-        return [item for item in found if item is not None]
+    async def _find(self, turn: Turn, history: History) -> None:
+        """Finds what came before a turn, and the items that its input refers to. Raises StoreError."""
+        await history.find()
+        given = turn.context.input_items
+        if any(item["type"] == "item_reference" for item in given):
+            turn.context.input_items = await history.resolved(given)
+
+    async def _wait_for_lane(self, turn: Turn, history: History) -> None:
+        await self._lanes.wait_first(_lane(turn), turn)
+        await self._find(turn, history)
+        if turn.background:
+            await turn.store_begun()
+
+    def _leave_lane(self, turn: Turn) -> None:
+        if self.options.steerable:
+            self._lanes.leave(_lane(turn), turn)
+
+    def _turn(self, asked: Asked, *, events: bool, persisted: Json | None = None) -> tuple[Turn, History]:
+        fields = asked.fields
+        background = bool(fields.get("background"))
+        log = self._log(asked.response_id, background) if events else None
+        append = None if log is None else log.append
+        if persisted is None:
+            created_at = int(time.time())
+            response = new_response(
+                fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at
+            )
+            output = Output(response, append)
+        else:
+            created_at = persisted["created_at"]
+            output = Output.restored(persisted, append, 0 if log is None else log.end)
+        given = input_items(fields.get("input"), output.partition)
+        previous, conversation = fields.get("previous_response_id"), conversation_of(fields)
+        history = History(
+            self.store,
+            asked.caller,
+            previous_response_id=previous,
+            conversation_id=conversation,
+            given=given,
+            limit=self.options.history_limit,
+        )
+        context = ResponseContext(
+            asked.caller.request_id,
+            asked.session_id,
+            asked.headers,
+            asked.response_id,
+            created_at,
+            conversation,
+            previous,
+            asked.query,
+            given,
+            chain_id=_chain_id(conversation, output.partition),
+            persisted_response=persisted,
+            fetch_history=history.items,
+        )
+        record = None
+        if fields.get("store") is not False:
+            record = Record(self.store, asked.caller, given, history, begun=persisted is not None)
+        turn = Turn(self._handler, fields, context, asked.caller, output, log, record)
+        turn.only_reader = log is not None and not background
+        turn.resilient = background and self._resilience is not None
+        return turn, history
+
+    def _log(self, response_id: str, background: bool) -> EventLog:
+        if background and self._resilience is not None:
+            return self._resilience.journals.open(response_id)
+        return EventLog()
+
+    async def resume(self, asked: Asked, persisted: Json, *, events: bool) -> Turn:
+        """A turn that another process began, from the state it stored last. Raises StoreError."""
+        turn, history = self._turn(asked, events=events, persisted=persisted)
+        if self.options.steerable:
+            self._lanes.enter(_lane(turn), turn)
+        await self._find(turn, history)
+        return turn
 
     async def _check_free(self, response_id: str, caller: Caller) -> None:
         taken = response_id in self._running
@@ -173,25 +254,38 @@ class Responses:
                 del self._running[response_id]
             if turn.log is not None and not turn.only_reader:
                 self._replays.add(response_id, turn.log)
+            self._leave_lane(turn)
 
-    def start_turn(self, turn: Turn) -> None:
-        """Runs a turn in a task of its own."""
+    def start_turn(self, turn: Turn, task: StoredTask | None = None) -> None:
+        """Runs a turn in a task of its own; `task` is the stored one of a resilient response."""
         self._running[turn.context.response_id] = turn
-        task = asyncio.create_task(self.run(turn), name=turn.context.response_id)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
+        if task is not None and self._resilience is not None:
+            work = self._resilience.run(task, partial(self.run, turn), turn)
+        else:
+            work = self.run(turn)
+        running = asyncio.create_task(work, name=turn.context.response_id)
+        self._tasks.add(running)
+        running.add_done_callback(self._finished)
+
+    async def start_background(self, turn: Turn) -> None:
+        """Stores a response that others may ask for from now on, and runs it. Raises ApiError."""
+        task = None
+        try:
+            if self._resilience is not None:
+                task = await self._resilience.begin(turn)
+            if turn.before is None:
+                await turn.store_begun()
+        except StoreError as error:
+            self._leave_lane(turn)
+            if task is not None and self._resilience is not None:
+                await self._resilience.drop(task)
+            raise storage_failed(error) from error
+        self.start_turn(turn, task)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("response %s failed in the library", task.get_name(), exc_info=error)
-
-    async def keep_begun(self, turn: Turn) -> None:
-        """Stores a response that others may ask for while it runs. Raises ApiError."""
-        try:
-            await turn.store_begun()
-        except StoreError as error:
-            raise storage_failed(error) from error
 
     def visible(self, response_id: str, caller: Caller) -> Turn | None:
         """The turn of this id that runs, where this user may know of it."""
@@ -218,11 +312,19 @@ class Responses:
         cannot = "This response cannot be streamed because it was not created with"
         if not response.get("background"):
             raise _not_streamable(f"{cannot} background=true.")
-        log = turn.log if turn is not None else self._replays.get(response_id)
+        log = turn.log if turn is not None else self._replays.get(response_id) or self._journal(response_id)
         if log is None:
             ttl = "" if turn is not None else " or the stream TTL has expired"
             raise _not_streamable(f"{cannot} stream=true{ttl}.")
         return log
+
+    def _journal(self, response_id: str) -> EventLog | None:
+        return None if self._resilience is None else self._resilience.journals.read(response_id)
+
+    def _drop_events(self, response_id: str) -> None:
+        self._replays.drop(response_id)
+        if self._resilience is not None:
+            self._resilience.journals.remove(response_id)
 
     async def cancel(self, response_id: str, caller: Caller) -> Json:
         """The response once it has been cancelled. Raises ApiError (contract section 4.9)."""
@@ -235,7 +337,7 @@ class Responses:
                 turn.cut()
                 await turn.wait(_CUT_SECONDS)
             response = turn.output.response
-            self._replays.drop(response_id)
+            self._drop_events(response_id)
         else:
             response = public(await self._stored(response_id, caller))
         status = response["status"]
@@ -270,7 +372,7 @@ class Responses:
             raise not_found(response_id) from error
         except StoreError as error:
             raise storage_failed(error) from error
-        self._replays.drop(response_id)
+        self._drop_events(response_id)
 
     async def input_items(
         self, response_id: str, caller: Caller, *, limit: int, ascending: bool, after: str | None, before: str | None
@@ -298,30 +400,18 @@ class Responses:
             raise storage_failed(error) from error
 
 
-class _Record:
-    """What a store keeps of one response: made once, then replaced."""
-
-    def __init__(
-        self, store: ResponseStore, caller: Caller, given: Sequence[Json], history: Sequence[str], *, begun: bool = False
-    ) -> None:
-        self._store = store
-        self._caller = caller
-        self._given = given
-        self._history = history
-        self._begun = begun
-
-    async def keep(self, response: Json) -> None:
-        """Raises StoreError."""
-        if self._begun:
-            await self._store.update(response, self._caller)
-            return
-        await self._store.create(response, self._given, self._history, self._caller)
-        self._begun = True
-
-
 def conversation_of(fields: Mapping[str, Any]) -> str | None:
     conversation = fields.get("conversation")
     return conversation["id"] if isinstance(conversation, dict) else conversation
+
+
+def _lane(turn: Turn) -> str:
+    """The key of its conversation: all responses of a chain are in one partition."""
+    return turn.context.conversation_id or turn.output.partition
+
+
+def _chain_id(conversation: str | None, partition: str) -> str:
+    return f"cchain_{conversation}" if conversation else f"rchain_{partition}"
 
 
 def _inherited_partition(fields: Mapping[str, Any]) -> str | None:
@@ -331,24 +421,6 @@ def _inherited_partition(fields: Mapping[str, Any]) -> str | None:
         if partition:
             return partition
     return None
-
-
-def storage_failed(error: StoreError) -> ApiError:
-    """What the caller is told when a store does not do what it should."""
-    if isinstance(error, NotFoundError):
-        return ApiError(404, "invalid_request_error", error.message, param=error.param)
-    if isinstance(error, RefusedError):
-        return ApiError(400, error.code, error.message, param=error.param)
-    if isinstance(error, AlreadyExistsError):
-        return ApiError(409, "conflict", error.message, param="response_id")
-    return ApiError(
-        500,
-        STORAGE_ERROR["code"],
-        STORAGE_ERROR["message"],
-        kind="server_error",
-        source="platform",
-        detail=f"{type(error).__name__}: {error.message}",
-    )
 
 
 def _not_streamable(message: str) -> ApiError:

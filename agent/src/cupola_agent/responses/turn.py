@@ -2,39 +2,30 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from enum import Enum
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cupola_agent import items
-from cupola_agent.call import Caller, call_scope
+from cupola_agent.call import Caller, enter_call, leave_call
 from cupola_agent.context import LeftForRecovery, ResponseContext
 from cupola_agent.handlers import Handler, is_stream
 from cupola_agent.responses.arguments import arguments
 from cupola_agent.responses.log import EventLog
+from cupola_agent.responses.messages import UnseenMessage
 from cupola_agent.responses.output import Ending, Json, Output, OutputError
 from cupola_agent.responses.raw import RawEvents, is_raw_event
+from cupola_agent.responses.storage import STORAGE_ERROR, Record
 from cupola_agent.responses.writers import MessageWriter, write_item
 from cupola_agent.stores.base import StoreError
 
-
-class Record(Protocol):
-    """Where a turn keeps its response."""
-
-    async def keep(self, response: Json) -> None:
-        """Stores the response in this state. Raises StoreError."""
-        ...
-
+if TYPE_CHECKING:
+    from cupola_agent.responses.stream import ResponseStream
 
 _SLICE = 0.0005
 """Seconds for which a handler that never waits may keep the loop for itself."""
-
-STORAGE_ERROR = {
-    "code": "storage_error",
-    "message": "An internal error occurred while storing the response. Subsequent retrieval is not guaranteed. "
-    "Please retry the request.",
-}
 
 logger = logging.getLogger("cupola_agent")
 
@@ -46,6 +37,7 @@ class Stop(Enum):
     DISCONNECTED = "the client left"
     SHUTDOWN = "the process was told to stop"
     STEERED = "a newer turn waits"
+    EVICTED = "another process has taken the response over"
 
 
 class Turn:
@@ -60,29 +52,34 @@ class Turn:
         handler: Handler,
         fields: Json,
         context: ResponseContext,
+        caller: Caller,
         output: Output,
         log: EventLog | None,
         record: Record | None,
     ) -> None:
-        self.fields = fields
-        self.context = context
+        self.fields: Json = fields
+        self.context: ResponseContext = context
         self.output = output
         self.log = log
-        self.caller = Caller(context.user_id, context.call_id, context.request_id)
+        self.caller = caller
         self.left = False
         self.storage_failed: StoreError | None = None
         self._handler = handler
         self._record = record
-        self._message: MessageWriter | None = None
+        self._message: MessageWriter | UnseenMessage | None = None
         self._raw: RawEvents | None = None
+        self.stream: ResponseStream | None = None
         self._usage: Json | None = None
         self._raised = False
         self._handling: asyncio.Task[Any] | None = None
         self._stop: Stop | None = None
         self._slice_end = 0.0
-        self._ended = asyncio.Event()
+        self.ended = False
+        self._waiting: asyncio.Event | None = None
         self.resilient = False
         self.only_reader = False
+        self.before: Callable[[], Awaitable[None]] | None = None
+        """What the handler has to wait for; the response is queued until then."""
 
     @property
     def background(self) -> bool:
@@ -92,40 +89,52 @@ class Turn:
     def stores(self) -> bool:
         return self._record is not None
 
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
-
     async def wait(self, timeout: float | None = None) -> bool:
         """Waits for the end; false after `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._ended.wait()
-        except TimeoutError:
-            return False
+        if not self.ended:
+            if self._waiting is None:
+                self._waiting = asyncio.Event()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._waiting.wait()
+            except TimeoutError:
+                return False
         return True
 
     async def run(self) -> None:
         """Runs the handler to its end, and tells it. Raises only CancelledError, when somebody else cancels it."""
         try:
-            if self.output.seen and not self.context.is_recovery:
-                self.output.begin()
-            elif self.context.is_recovery:
-                # What a reader has kept of the items that were not finished is void (contract section 4.13).
-                self.output.lifecycle("in_progress")
+            self._begin()
             ending = await self._ending()
             if ending is None:
                 self.left = True
                 return
             await self._settle(ending)
             self.output.tell_end()
+            if self.log is not None:
+                await self.log.written()
         finally:
-            self._ended.set()
+            self.ended = True
+            if self._waiting is not None:
+                self._waiting.set()
             if self.log is not None:
                 self.log.close()
 
+    def _begin(self) -> None:
+        if self.before is not None:
+            self.output.change(status="queued")
+            self.output.lifecycle("created")
+            self.output.lifecycle("queued")
+        elif self.context.is_recovery:
+            # What a reader has of items that were not finished is void (contract section 4.13).
+            self.output.lifecycle("in_progress")
+        elif self.output.seen:
+            self.output.begin()
+
     async def _settle(self, ending: Ending) -> None:
         """Stores the response in its last state before anybody is told of it."""
+        if ending.status != "cancelled":
+            self._interrupt()
         response = self.output.settle(ending)
         if self._record is None or (self.log is None and not self.background and self.failed_at_once):
             return
@@ -148,14 +157,14 @@ class Turn:
 
     def stop(self, why: Stop) -> None:
         """Tells the handler to end: by its context when it watches that, else by cancelling it."""
-        if self.ended or self._stop is Stop.CANCELLED:
+        if self.ended or self._stop in (Stop.CANCELLED, Stop.EVICTED):
             return
         signals = self.context.signals
         signals.client_cancelled = signals.client_cancelled or why in (Stop.CANCELLED, Stop.DISCONNECTED)
         signals.shutdown = signals.shutdown or why is Stop.SHUTDOWN
         self._stop = why
-        signals.cancelled.set()
-        if why is Stop.DISCONNECTED or not (signals.watched or why is Stop.SHUTDOWN):
+        signals.cancel()
+        if why in (Stop.DISCONNECTED, Stop.EVICTED) or not (signals.watched or why is Stop.SHUTDOWN):
             self.cut()
 
     def cut(self) -> None:
@@ -165,14 +174,21 @@ class Turn:
 
     async def _ending(self) -> Ending | None:
         """How the handler ended; None when the response stays for the next process."""
-        if self._stop in (Stop.CANCELLED, Stop.DISCONNECTED):
+        if self._told(Stop.CANCELLED, Stop.DISCONNECTED):
             return Ending.cancelled()
         task = asyncio.current_task()
         before = task.cancelling() if task is not None else 0
         self._handling = task
         try:
-            with call_scope(self.caller):
+            token = enter_call(self.caller)
+            try:
+                if self.before is not None:
+                    await self.before()
+                    self.output.change(status="in_progress")
+                    self.output.lifecycle("in_progress")
                 await self._handle()
+            finally:
+                leave_call(token)
         except asyncio.CancelledError:
             self._handling = None
             if self._stop is None or task is None or task.uncancel() > before:
@@ -193,24 +209,26 @@ class Turn:
         except Exception:
             logger.exception("the responses handler failed")
             self._raised = True
-            return self._said_or(Ending.cancelled() if self._stop is Stop.CANCELLED else Ending.failed())
+            if self._told(Stop.CANCELLED, Stop.DISCONNECTED):
+                return Ending.cancelled()
+            said = self.output.ending
+            return said if said is not None and said.status == "failed" else Ending.failed()
         finally:
             self._handling = None
-        if self._stop in (Stop.CANCELLED, Stop.DISCONNECTED):
+        if self._told(Stop.CANCELLED, Stop.DISCONNECTED):
             return Ending.cancelled()
         return self.output.ending or Ending.completed(self._usage)
 
-    def _said_or(self, ending: Ending) -> Ending:
-        """A failure the handler had told of before it raised, else this one."""
-        said = self.output.ending
-        return said if said is not None and said.status == "failed" else ending
+    def _told(self, *reasons: Stop) -> bool:
+        return self._stop in reasons
 
     def _cut_off(self) -> Ending | None:
-        if self._stop is Stop.SHUTDOWN:
-            return None if self.resilient else Ending.failed()
-        if self._stop is Stop.STEERED:
-            return Ending.completed(self._usage)
-        return Ending.cancelled()
+        """How a response ends of which the handler was cancelled."""
+        if self._told(Stop.EVICTED) or (self._told(Stop.SHUTDOWN) and self.resilient):
+            return None
+        if self._told(Stop.SHUTDOWN):
+            return Ending.failed()
+        return Ending.completed(self._usage) if self._told(Stop.STEERED) else Ending.cancelled()
 
     async def _handle(self) -> None:
         result = await self._handler.call(await arguments(self._handler.names, self))
@@ -229,6 +247,8 @@ class Turn:
         self._close_message()
         if self._raw is not None:
             self._raw.finish()
+        if self.stream is not None:
+            self.stream.finish()
 
     async def _breathe(self) -> None:
         """Lets others have the loop, and a slow reader catch up."""
@@ -275,13 +295,19 @@ class Turn:
         else:
             write_item(self.output, piece)
 
-    def _open_message(self) -> MessageWriter:
+    def _open_message(self) -> MessageWriter | UnseenMessage:
         if self._raw is not None:
             raise OutputError("the handler gave text between whole events")
-        return MessageWriter(self.output)
+        return MessageWriter(self.output) if self.output.seen else UnseenMessage(self.output)
 
     def _close_message(self) -> None:
         if self._message is not None:
             self._message.done()
             self._message = None
 
+    def _interrupt(self) -> None:
+        """Ends what the handler left open, as incomplete."""
+        for writer in (self._message, self._raw, self.stream):
+            if writer is not None:
+                writer.interrupt()
+        self._message = None
