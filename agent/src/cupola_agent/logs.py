@@ -63,11 +63,16 @@ def access_details(record: AccessRecord) -> dict[str, object]:
     return details
 
 
+def configure_early_lines(*, as_json: bool) -> None:
+    """What is logged before logging is configured takes the same shape, and stands in nobody's way who configures it."""
+    logging.lastResort = StandardErrorHandler(JsonFormatter() if as_json else ReadableFormatter(), logging.WARNING)
+
+
 class StandardErrorHandler(logging.Handler):
     """The handler `configure_logging` installs. Access lines may wait a moment in it, but never behind a later record."""
 
-    def __init__(self, formatter: "JsonFormatter | ReadableFormatter") -> None:
-        super().__init__()
+    def __init__(self, formatter: "JsonFormatter | ReadableFormatter", level: int = logging.NOTSET) -> None:
+        super().__init__(level)
         self.lines = formatter
         self._stream = standard_error()
         self.setFormatter(formatter)
