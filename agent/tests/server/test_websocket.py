@@ -112,8 +112,8 @@ async def test_a_frame_that_is_not_allowed_closes(echo_server: Any, frame: bytes
 async def test_fragments_beyond_the_limit_close_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cupola_agent.server.websocket.MAX_MESSAGE", 1000)
     async with serve() as served, connect(url(served)) as client:
+        await client.send(["x" * 600, "y" * 600])
         with pytest.raises(ConnectionClosed) as closed:
-            await client.send(["x" * 600, "y" * 600])
             await client.recv()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1009

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from cupola_agent.access import record_access
-from cupola_agent.exchange import Application, SocketClosedError
+from cupola_agent.exchange import Application, ClientDisconnectedError, SocketClosedError
 from cupola_agent.server.connection import Connection
 from cupola_agent.server.http_exchange import HttpExchange
 from cupola_agent.server.websocket_seam import ServedSocket
@@ -23,6 +23,10 @@ _SWEEP_SECONDS = 1.0
 _BACKLOG = 2048
 
 logger = logging.getLogger("cupola_agent.server")
+
+
+class StartFailedError(Exception):
+    """The application could not start, and says why."""
 
 
 class Server:
@@ -138,6 +142,8 @@ class Server:
             await self.application.answer(exchange)
             if not exchange.ended and not exchange.disconnected:
                 raise RuntimeError("the application left the answer incomplete")
+        except ClientDisconnectedError:
+            exchange.abort()
         except Exception:
             self._answer_failed(exchange)
         finally:
