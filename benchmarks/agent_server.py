@@ -23,7 +23,10 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from _harness import Goal, conclude, options
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks._harness import Goal, conclude, options  # noqa: E402
 
 BODY = b'{"input":"hello","store":false}'
 EVENT = b"event: response.output_text.delta\ndata: " + b"x" * 246 + b"\n\n"

@@ -90,7 +90,7 @@ def test_each_request_is_a_span_below_the_callers(start_agent: StartAgent, colle
         body = json.load(answer)
         assert answer.headers["x-request-id"] == TRACE
     assert body["output"][0]["content"][0]["text"] == "me mine"
-    found = {}
+    found: dict[str, Any] = {}
     while {"inner", "POST /responses"} - found.keys():
         resource, span = collector.spans.get(timeout=10)
         assert resource["service.name"] == "namer"
