@@ -22,7 +22,18 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, Stream, unbroken
+from cupola.sandbox.base import (
+    Driver,
+    Exit,
+    Isolation,
+    Output,
+    Sandbox,
+    SandboxError,
+    SandboxSpec,
+    Stream,
+    ThawFile,
+    unbroken,
+)
 from cupola.sandbox.oci import linux, process
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
 from cupola.sandbox.oci.disk import Disk
@@ -98,6 +109,7 @@ class OciSandbox(Sandbox):
         port: int,
         user: User,
         sockets: ThreadPoolExecutor,
+        groups: ControlGroups,
     ) -> None:
         super().__init__(name)
         self.pid = pid
@@ -106,6 +118,7 @@ class OciSandbox(Sandbox):
         self._platform_ports = platform_ports
         self._port = port
         self._sockets = sockets
+        self._groups = groups
 
     @property
     def address(self) -> tuple[str, int]:
@@ -122,6 +135,9 @@ class OciSandbox(Sandbox):
         opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return opened
+
+    def open_thaw_file(self) -> ThawFile | None:
+        return self._groups.open_thaw_file(self.name)
 
     def listening_ports(self) -> tuple[int, ...]:
         return tuple(port for port in process.listening_ports(self.pid) if port not in self._platform_ports)
@@ -242,7 +258,9 @@ class OciDriver(Driver):
             for descriptor in (standard_input, report, *write_ends):
                 os.close(descriptor)
         pid = int(pid_file.read_text())
-        sandbox = OciSandbox(spec.name, pid, network.namespace, self.network.ports, spec.port, user, self._sockets)
+        sandbox = OciSandbox(
+            spec.name, pid, network.namespace, self.network.ports, spec.port, user, self._sockets, self._groups
+        )
         sandbox.channel = channel
         self._sandboxes[spec.name] = sandbox
         self._children.add(pid)
