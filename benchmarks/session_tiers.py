@@ -1,12 +1,14 @@
 """How long a request takes by the tier in which it finds its session, for three agents, beside the same image without Cupola.
 
 * running: the session's sandbox runs.
-* frozen: it was frozen after a moment without requests.
+* frozen: it was frozen after some time without requests, with which its kept connections are too old to be used again.
 * started: a new session whose id the platform makes, with a sandbox that was started ahead.
 * primed: a new session with an id of the caller's own, with an interpreter that was made ready ahead.
 * stored: a session that was stopped comes back with its files, once more with an interpreter made ready.
 * cold: a new session without anything made ahead.
-* bare, docker: the agent's process in a chroot of the same files, and `docker run`, until the first answer.
+* bare: the agent's process in a chroot of the same files, until the first answer. It has a /proc, as any container has: the
+  official library reads it, and without would skip work that it does wherever it is deployed.
+* docker: `docker run` until the first answer, where there is an engine or one can be started.
 
 The agents: the sample on our own library, a plain Starlette agent, the official library; and one whose imports take a second.
 """
@@ -30,14 +32,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks._docker import Docker, docker  # noqa: E402
 from benchmarks._harness import Goal, Row, options, report  # noqa: E402
-from benchmarks.cold_start import BODY, JSON, Bench, bare, docker, docker_image, load_image  # noqa: E402
+from benchmarks.cold_start import BODY, JSON, Bench, bare, first_answer, load_image  # noqa: E402
 from cupola.sandbox.oci.driver import enter_private_mount_namespace  # noqa: E402
 from scripts.build_sample import build  # noqa: E402
 from tests.system.platform import Platform  # noqa: E402
 
 DEADLINE = 60.0
 FROZEN_AT_ONCE = 20
+FREEZE_AFTER = "2"
+"""Seconds, more than connections to agents are kept, as with the default."""
 REFERENCES = 15
 """Rounds of the bare process and of docker, which are only there to compare with."""
 
@@ -199,9 +204,9 @@ class Tiers:
         return took
 
 
-def measure(agent: Agent, folder: Path, *, quick: bool) -> dict[str, Row]:
+def measure(agent: Agent, folder: Path, engine: Docker | None, *, quick: bool) -> dict[str, Row]:
     layout = build_agent(agent, folder)
-    warm = Platform(folder / "warm", {"CUPOLA_FREEZE_AFTER": "0.3", "CUPOLA_POOL_SIZE": "1"}).start()
+    warm = Platform(folder / "warm", {"CUPOLA_FREEZE_AFTER": FREEZE_AFTER, "CUPOLA_POOL_SIZE": "1"}).start()
     bare_of_all = Platform(folder / "cold", {"CUPOLA_POOL_SIZE": "0"}).start()
     for platform in (warm, bare_of_all):
         atexit.register(platform.stop)
@@ -227,10 +232,10 @@ def measure(agent: Agent, folder: Path, *, quick: bool) -> dict[str, Row]:
     bench = Bench(load_image(warm, str(version["image_digest"])), folder)
     rounds = 4 if quick else REFERENCES
     rows["bare"] = Row.of("bare", [1000 * bare(bench) for _ in range(rounds)][1:])
-    engine = docker_image(layout)
     if engine is not None:
-        run = docker(engine)
-        rows["docker"] = Row.of("docker", [1000 * run(bench) for _ in range(rounds)][1:])
+        engine.load(layout)
+        rows["docker"] = Row.of("docker", [1000 * engine.run(first_answer) for _ in range(rounds)][1:])
+        engine.remove()
     for platform in (warm, bare_of_all):
         platform.stop()
     return rows
@@ -257,11 +262,13 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("session_tiers: sandboxes need root")
     enter_private_mount_namespace()
-    for agent in AGENTS:
-        with tempfile.TemporaryDirectory(prefix="cupola-bench-") as name:
-            rows = measure(agent, Path(name), quick=chosen.quick)
-        report(f"Request to first byte: {agent.name}", list(rows.values()), "running", goals(agent.name, rows), chosen)
-        print(flush=True)
+    with docker() as engine:
+        for agent in AGENTS:
+            with tempfile.TemporaryDirectory(prefix="cupola-bench-") as name:
+                rows = measure(agent, Path(name), engine, quick=chosen.quick)
+            title = f"Request to first byte: {agent.name}"
+            report(title, list(rows.values()), "running", goals(agent.name, rows), chosen)
+            print(flush=True)
 
 
 if __name__ == "__main__":
