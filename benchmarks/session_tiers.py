@@ -1,7 +1,8 @@
 """How long a request takes by the tier in which it finds its session, for three agents, beside the same image without Cupola.
 
 * running: the session's sandbox runs.
-* frozen: it was frozen after some time without requests, with which its kept connections are too old to be used again.
+* idle: as running, after a rest as long as that of frozen ones: it takes a new connection, and finds the caches cold.
+* frozen: it was frozen after a rest.
 * started: a new session whose id the platform makes, with a sandbox that was started ahead.
 * primed: a new session with an id of the caller's own, with an interpreter that was made ready ahead.
 * stored: a session that was stopped comes back with its files, once more with an interpreter made ready.
@@ -40,9 +41,10 @@ from scripts.build_sample import build  # noqa: E402
 from tests.system.platform import Platform  # noqa: E402
 
 DEADLINE = 60.0
-FROZEN_AT_ONCE = 20
-FREEZE_AFTER = "2"
-"""Seconds, more than connections to agents are kept, as with the default."""
+AT_REST = 20
+"""Sessions that rest at the same time."""
+REST = 2.0
+"""Seconds. Connections to agents are kept for less, as they are with the default for freezing."""
 REFERENCES = 15
 """Rounds of the bare process and of docker, which are only there to compare with."""
 
@@ -162,11 +164,18 @@ class Tiers:
         while True:
             yield self._expect("running", self.ask(session))
 
+    def idle(self) -> Iterator[float]:
+        sessions = [self.ask(self.new_id())[1] for _ in range(AT_REST)]
+        while True:
+            time.sleep(REST)
+            for session in sessions:
+                yield self._expect("running", self.ask(session))
+
     def frozen(self) -> Iterator[float]:
-        sessions = [self.ask(self.new_id())[1] for _ in range(FROZEN_AT_ONCE)]
+        sessions = [self.ask(self.new_id())[1] for _ in range(AT_REST)]
         while True:
             # With the one of the requests to a running session.
-            self.until("frozen", FROZEN_AT_ONCE + 1)
+            self.until("frozen", AT_REST + 1)
             for session in sessions:
                 yield self._expect("frozen", self.ask(session))
 
@@ -206,7 +215,7 @@ class Tiers:
 
 def measure(agent: Agent, folder: Path, engine: Docker | None, *, quick: bool) -> dict[str, Row]:
     layout = build_agent(agent, folder)
-    warm = Platform(folder / "warm", {"CUPOLA_FREEZE_AFTER": FREEZE_AFTER, "CUPOLA_POOL_SIZE": "1"}).start()
+    warm = Platform(folder / "warm", {"CUPOLA_FREEZE_AFTER": str(REST), "CUPOLA_POOL_SIZE": "1"}).start()
     bare_of_all = Platform(folder / "cold", {"CUPOLA_POOL_SIZE": "0"}).start()
     for platform in (warm, bare_of_all):
         atexit.register(platform.stop)
@@ -220,8 +229,8 @@ def measure(agent: Agent, folder: Path, engine: Docker | None, *, quick: bool) -
     tiers, cold = Tiers(warm, agent.name), Tiers(bare_of_all, agent.name)
     rows: dict[str, Row] = {}
     kinds: dict[str, Callable[[], Iterator[float]]] = {
-        "running": tiers.running, "frozen": tiers.frozen, "started": tiers.started, "primed": tiers.primed,
-        "stored": tiers.stored, "cold": cold.cold,
+        "running": tiers.running, "idle": cold.idle, "frozen": tiers.frozen, "started": tiers.started,
+        "primed": tiers.primed, "stored": tiers.stored, "cold": cold.cold,
     }  # fmt: skip
     repetitions = 20 if quick else 200
     for kind, samples in kinds.items():
