@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -261,6 +262,22 @@ async def test_a_runtime_that_a_dead_server_left_at_work_is_killed(tmp_path: Pat
     made = OciDriver(f"stray{os.getpid()}", tmp_path / "run", tmp_path / "data")
     await made.open()
     assert stray.wait(1) == -9
+    await made.close()
+
+
+async def test_a_ctrl_c_that_meets_the_runtime_at_its_start_harms_no_sandbox(spec: SandboxSpec, tmp_path: Path) -> None:
+    real = shutil.which("crun")
+    if real is None:
+        pytest.skip("crun is not installed")
+    struck = tmp_path / "crun"
+    struck.write_text(
+        f'#!/bin/sh\n[ -e {tmp_path}/struck ] || {{ : > {tmp_path}/struck; kill -INT $$; }}\nexec {real} "$@"\n'
+    )
+    struck.chmod(0o755)
+    made = OciDriver(f"struck{os.getpid()}", tmp_path / "run", tmp_path / "data", str(struck))
+    await made.open()
+    assert (await inside(made, spec, "print('fine')"))[0] == "fine"
+    assert (tmp_path / "struck").exists()
     await made.close()
 
 
