@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -257,8 +258,12 @@ except OSError:
 
 
 async def test_a_runtime_that_a_dead_server_left_at_work_is_killed(tmp_path: Path) -> None:
-    command = ["sh", "-c", "sleep 600", "--root", str(tmp_path / "run" / "state")]
+    command = [sys.executable, "-c", "import signal; signal.pause()", "--root", str(tmp_path / "run" / "state")]
     stray = await asyncio.to_thread(subprocess.Popen, command)
+    # The kernel shows the arguments a moment after the program was started.
+    arguments = Path(f"/proc/{stray.pid}/cmdline")
+    while not await asyncio.to_thread(arguments.read_bytes):
+        await asyncio.sleep(0.001)
     made = OciDriver(f"stray{os.getpid()}", tmp_path / "run", tmp_path / "data")
     await made.open()
     assert stray.wait(1) == -9
