@@ -5,6 +5,7 @@ from typing import Any
 
 from cupola_agent import ids, jsons
 from cupola_agent.errors import ApiError, invalid_request
+from cupola_agent.responses.prefixes import ITEM_PREFIXES
 
 # The fields of a request and the JSON types they may have; null is as good as absent. Others are dropped.
 _TYPES: Mapping[str, tuple[str, ...]] = {
@@ -89,6 +90,9 @@ def checked_response_id(response_id: str) -> str:
     return response_id
 
 
+_ITEM_TYPES = frozenset(ITEM_PREFIXES) | {"item_reference"}
+
+
 def _problems(request: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for name, value in request.items():
         path = f"$.{name}"
@@ -104,10 +108,24 @@ def _problems(request: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     conversation = request.get("conversation")
     if isinstance(conversation, dict):
         yield from _string_problem(conversation, "id", "$.conversation")
+    tools = request.get("tools")
+    if isinstance(tools, list):
+        for index, tool in enumerate(tools):
+            yield from _tool_problems(tool, f"$.tools[{index}]")
     items = request.get("input")
     if isinstance(items, list):
         for index, item in enumerate(items):
             yield from _item_problems(item, f"$.input[{index}]")
+
+
+def _tool_problems(tool: Any, path: str) -> Iterator[dict[str, str]]:
+    wrong = _wrong_type(tool, "object")
+    if wrong:
+        yield _problem(path, wrong)
+        return
+    yield from _string_problem(tool, "type", path)
+    if tool.get("type") == "function":
+        yield from _string_problem(tool, "name", path)
 
 
 def _item_problems(item: Any, path: str) -> Iterator[dict[str, str]]:
@@ -118,7 +136,15 @@ def _item_problems(item: Any, path: str) -> Iterator[dict[str, str]]:
     wrong = _wrong_type(item.get("type", "message"), "string")
     if wrong:
         yield _problem(f"{path}.type", wrong)
-    if item.get("type", "message") != "message":
+        return
+    if item.get("id") is not None:
+        yield from _string_problem(item, "id", path)
+    kind = item.get("type", "message")
+    if kind == "item_reference" and item.get("id") is None:
+        yield from _string_problem(item, "id", path)
+    elif kind not in ITEM_PREFIXES:
+        yield _problem(f"{path}.type", f"Invalid discriminator '{kind}'. Allowed: {', '.join(sorted(_ITEM_TYPES))}")
+    if kind != "message":
         return
     yield from _string_problem(item, "role", path)
     if "content" not in item:
