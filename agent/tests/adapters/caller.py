@@ -46,10 +46,8 @@ class Caller:
 async def calling(handler: Callable[..., Any]) -> AsyncIterator[Caller]:
     agent = Agent(environ={}, store=MemoryResponseStore)
     agent.responses(handler)
-    try:
-        yield Caller(TestClient(agent))
-    finally:
-        await agent.stop()
+    async with TestClient(agent) as client:
+        yield Caller(client)
 
 
 def of_type(response: Json, kind: str) -> list[Json]:

@@ -52,11 +52,13 @@ async def test_a_piece_that_is_neither_text_nor_bytes_breaks_it_off(caplog: pyte
 
 
 async def test_a_client_that_leaves_cancels_an_async_handler() -> None:
+    waiting = asyncio.Event()
     ended: asyncio.Queue[type[BaseException]] = asyncio.Queue()
 
     async def endless() -> AsyncIterator[str]:
         try:
             yield "one"
+            waiting.set()
             await asyncio.Event().wait()
         except BaseException as error:
             ended.put_nowait(type(error))
@@ -64,6 +66,7 @@ async def test_a_client_that_leaves_cancels_an_async_handler() -> None:
 
     async with client(endless).stream("POST", "/invocations") as stream:
         assert await anext(aiter(stream.chunks())) == b"one"
+        await waiting.wait()
     assert await asyncio.wait_for(ended.get(), 10) is asyncio.CancelledError
 
 
