@@ -152,15 +152,22 @@ class Responses:
             turn.before = partial(self._wait_for_lane, turn, history)
         else:
             try:
-                await history.find()
+                await self._find(turn, history)
             except StoreError as error:
                 self._leave_lane(turn)
                 raise storage_failed(error) from error
         return turn
 
+    async def _find(self, turn: Turn, history: History) -> None:
+        """Finds what came before a turn, and the items that its input refers to. Raises StoreError."""
+        await history.find()
+        given = turn.context.input_items
+        if any(item["type"] == "item_reference" for item in given):
+            turn.context.input_items = await history.resolved(given)
+
     async def _wait_for_lane(self, turn: Turn, history: History) -> None:
         await self._lanes.wait_first(_lane(turn), turn)
-        await history.find()
+        await self._find(turn, history)
         if turn.background:
             await turn.store_begun()
 
@@ -224,7 +231,7 @@ class Responses:
         turn, history = self._turn(asked, events=events, persisted=persisted)
         if self.options.steerable:
             self._lanes.enter(_lane(turn), turn)
-        await history.find()
+        await self._find(turn, history)
         return turn
 
     async def _check_free(self, response_id: str, caller: Caller) -> None:
@@ -283,7 +290,7 @@ class Responses:
     def visible(self, response_id: str, caller: Caller) -> Turn | None:
         """The turn of this id that runs, where this user may know of it."""
         turn = self._running.get(response_id)
-        if turn is None:
+        if turn is None or turn.settled:
             return None
         if turn.caller.user_id not in ("", caller.user_id) or not turn.stores:
             raise not_found(response_id)
@@ -305,7 +312,8 @@ class Responses:
         cannot = "This response cannot be streamed because it was not created with"
         if not response.get("background"):
             raise _not_streamable(f"{cannot} background=true.")
-        log = turn.log if turn is not None else self._replays.get(response_id) or self._journal(response_id)
+        running = self._running.get(response_id)
+        log = running.log if running is not None else self._replays.get(response_id) or self._journal(response_id)
         if log is None:
             ttl = "" if turn is not None else " or the stream TTL has expired"
             raise _not_streamable(f"{cannot} stream=true{ttl}.")
