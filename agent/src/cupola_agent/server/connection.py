@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_unstarted",
         "_upgrade",
+        "_verdict",
         "_without_progress",
         "deadline",
         "loop",
@@ -83,6 +84,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._closing = False
         self._refusal = 0
+        self._verdict = 0
         self._resumed = False
         self._upgrade = False
         self._headers: dict[str, str] = {}
@@ -95,6 +97,14 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         return self._current is None and self.websocket is None
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        return _address(self.transport.get_extra_info("peername"))
+
+    @property
+    def server_address(self) -> tuple[str, int] | None:
+        return _address(self.transport.get_extra_info("sockname"))
 
     # What the transport tells.
 
@@ -116,7 +126,7 @@ class Connection(asyncio.Protocol):
             self._upgraded(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
-            self._refuse(self._refusal or 400)
+            self._refuse(self._verdict or 400)
             return
         if not self._progress:
             self._without_progress += len(data)
@@ -237,7 +247,7 @@ class Connection(asyncio.Protocol):
 
     def _stop(self, status: int) -> None:
         """Ends parsing from within it."""
-        self._refusal = status
+        self._verdict = status
         raise ValueError(status)
 
     # What the exchanges tell.
@@ -334,7 +344,7 @@ class Connection(asyncio.Protocol):
             # The request under way will never be complete.
             self._current = None
             self._unstarted = False
-            started = broken.started
+            started = broken.answered
             broken.lose()
             if started:
                 self.close()
@@ -388,8 +398,14 @@ class Connection(asyncio.Protocol):
         # An offer that is not taken up. The parser would not go on after it, so another reads the rest.
         self._parser = httptools.HttpRequestParser(self)
         self._resumed = True
-        lines = "".join(f"{name}: {headers[name]}\r\n" for name in ("content-length", "transfer-encoding") if name in headers)
+        lines = "".join(
+            f"{name}: {headers[name]}\r\n" for name in ("content-length", "transfer-encoding") if name in headers
+        )
         self.data_received(f"POST / HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + rest)
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None
 
 
 def _decoded_name(name: bytes) -> str:

@@ -5,8 +5,10 @@ import logging
 import socket
 import sys
 from collections.abc import Coroutine, Sequence
+from time import perf_counter
 from typing import Any
 
+from cupola_agent.access import record_access
 from cupola_agent.exchange import Application, SocketClosedError
 from cupola_agent.server.connection import Connection
 from cupola_agent.server.http_exchange import HttpExchange
@@ -19,7 +21,6 @@ STOP_SECONDS = 15.0
 CANCEL_SECONDS = 5.0
 _SWEEP_SECONDS = 1.0
 _BACKLOG = 2048
-_EAGER = sys.version_info >= (3, 12)
 
 logger = logging.getLogger("cupola_agent.server")
 
@@ -123,7 +124,7 @@ class Server:
         self._own(self._talk(websocket))
 
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        if _EAGER:
+        if sys.version_info >= (3, 12):
             task = asyncio.Task(coroutine, loop=self.loop, eager_start=True)
             if task.done():
                 return
@@ -132,6 +133,7 @@ class Server:
         self._tasks.add(task)
 
     async def _answer(self, exchange: HttpExchange) -> None:
+        began = perf_counter()
         try:
             await self.application.answer(exchange)
             if not exchange.ended and not exchange.disconnected:
@@ -140,11 +142,15 @@ class Server:
             self._answer_failed(exchange)
         finally:
             self._ended()
+            outcome = "" if exchange.ended else "client left"
+            record_access(
+                exchange.method, exchange.path, exchange.status, perf_counter() - began, exchange.headers, outcome
+            )
 
     def _answer_failed(self, exchange: HttpExchange) -> None:
         reference = _reference()
         logger.exception("%s %s failed in the application [%s]", exchange.method, exchange.path, reference)
-        if exchange.started:
+        if exchange.answered:
             exchange.abort()
         else:
             body = f'{{"error":{{"code":"server_error","message":"Internal server error {reference}"}}}}'.encode()

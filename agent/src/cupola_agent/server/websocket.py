@@ -42,6 +42,9 @@ class WebSocket:
         self.path = exchange.path
         self.query_string = exchange.query_string
         self.headers = exchange.headers
+        self.raw_path = exchange.raw_path
+        self.client = exchange.client
+        self.server = exchange.server
         self._connection = connection
         self._protocol = ServerProtocol(max_size=MAX_MESSAGE, logger=_frames_logger)
         self._response: Response | None = None
