@@ -1,7 +1,7 @@
-.PHONY: help setup demo test test-vm soak-crash soak-rest check bench lock clean
+.PHONY: help setup demo test test-vm blackbox-reference compliance fuzz soak-crash soak-rest check bench lock clean
 
 help:  ## what the targets do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## virtual environment in .venv and the system packages of the default driver
 	@scripts/setup
@@ -16,6 +16,16 @@ test:  ## every test; ARGS passes options to pytest
 test-vm: setup  ## the oci driver on hosts with only control groups v1 and only v2, in virtual machines
 	@.venv/bin/python tests/vm/run.py --install v1
 	@.venv/bin/python tests/vm/run.py --install v2
+
+blackbox-reference: setup  ## the black-box suite of cupola-agent against the reference library, about 2 minutes
+	@.venv/bin/python -m agent.tests.blackbox.reference $(ARGS)
+
+compliance: setup  ## the Open Responses checks of cupola-agent; OPENRESPONSES_DIR names a checkout of the public suite
+	@.venv/bin/python -m pytest -q agent/tests/compliance $(ARGS)
+	@if [ -n "$$OPENRESPONSES_DIR" ]; then .venv/bin/python -m agent.tests.compliance.public_suite; fi
+
+fuzz: setup  ## 50,000 generated requests to cupola-agent, about 10 minutes; ARGS="--requests N --seed S"
+	@.venv/bin/python -m agent.tests.fuzz.run $(ARGS)
 
 soak-crash: setup  ## 1,000 kills -9 at random under load, about 40 minutes; ARGS="--rounds N --seed S"
 	@.venv/bin/python tests/soak/crash.py $(ARGS)

@@ -1,0 +1,101 @@
+"""Runs the black-box suite against the reference library: what fails there must be what we say is wrong with it.
+
+    python -m agent.tests.blackbox.reference [PYTEST OPTIONS]
+
+`reference_differences.toml` names the cases that fail, each under the reason why that is a defect of the reference. A
+case that fails and is not named, or that is named and passes, ends the run with a status other than 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[2]
+LOCK = FOLDER / "reference.lock"
+DIFFERENCES = FOLDER / "reference_differences.toml"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A defect of the reference and the cases that show it. A `*` in a case stands for any text."""
+
+    reason: str
+    section: str
+    cases: tuple[re.Pattern[str], ...]
+
+    def covers(self, case: str) -> bool:
+        return any(pattern.fullmatch(case) for pattern in self.cases)
+
+
+def read_differences(text: str) -> list[Difference]:
+    return [
+        Difference(
+            entry["reason"],
+            entry["section"],
+            tuple(re.compile(re.escape(case).replace(r"\*", ".*"), re.DOTALL) for case in entry["cases"]),
+        )
+        for entry in tomllib.loads(text)["difference"]
+    ]
+
+
+@dataclass
+class Recorder:
+    """What came of each case: a plugin of pytest."""
+
+    outcomes: dict[str, bool] = field(default_factory=dict)
+    """Whether a case passed, by file name and test."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        case = report.nodeid.removeprefix(f"{FOLDER.relative_to(ROOT)}/")
+        if report.skipped:
+            self.outcomes.pop(case, None)
+            return
+        self.outcomes[case] = self.outcomes.get(case, True) and report.passed
+
+
+def reference_python() -> Path:
+    """The interpreter of an environment with the reference library, exactly as the lock file has it."""
+    name = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()[:16]
+    environment = ROOT / ".cache" / "reference" / name
+    if not (environment / "complete").exists():
+        uv = Path(sys.executable).parent / "uv"
+        python = environment / "bin" / "python"
+        subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, environment], check=True)
+        subprocess.run([uv, "pip", "sync", "-q", "--python", python, "--require-hashes", LOCK], check=True)
+        (environment / "complete").touch()
+    return environment / "bin" / "python"
+
+
+def main(options: list[str]) -> int:
+    os.environ["CUPOLA_BLACKBOX_REFERENCE"] = str(reference_python())
+    recorder = Recorder()
+    pytest.main(["-q", "--tb=no", "-r", "s", "--no-summary", str(FOLDER), *options], plugins=[recorder])
+    failed = {case for case, passed in recorder.outcomes.items() if not passed}
+    differences = read_differences(DIFFERENCES.read_text())
+    unnamed = sorted(case for case in failed if not any(difference.covers(case) for difference in differences))
+    passing = sorted(
+        case for case in recorder.outcomes.keys() - failed if any(difference.covers(case) for difference in differences)
+    )
+    print(f"\n{len(recorder.outcomes)} cases, of which the reference fails {len(failed)}:")
+    for difference in differences:
+        count = sum(difference.covers(case) for case in failed)
+        print(f"  {count:4}  {difference.reason} (contract {difference.section})")
+    for case in unnamed:
+        print(f"fails and is not named: {case}")
+    for case in passing:
+        print(f"is named and passes: {case}")
+    return 1 if unnamed or passing or not recorder.outcomes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
