@@ -36,7 +36,8 @@ def _client(turn: "Turn") -> Any:
 def _stream(turn: "Turn") -> Any:
     from cupola_agent.responses.stream import ResponseStream
 
-    return ResponseStream(turn.output, drained=turn.drained, checkpoint=turn.checkpoint)
+    turn.stream = ResponseStream(turn.output, drained=turn.drained, checkpoint=turn.checkpoint)
+    return turn.stream
 
 
 _MADE: Mapping[str, Callable[["Turn"], Any]] = {
