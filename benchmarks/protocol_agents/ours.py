@@ -1,19 +1,13 @@
 """The agent of the benchmark on cupola-agent, with its defaults.
 
-python -m cupola_agent run benchmarks.protocol_agents.ours:agent
+    python -m cupola_agent run benchmarks.protocol_agents.ours:agent
 """
 
 from __future__ import annotations
-
-from collections.abc import AsyncIterator
 
 from cupola_agent import Agent
 
 from benchmarks.protocol_agents.work import words
 
 agent = Agent()
-
-
-@agent.responses
-def reply(input: str) -> AsyncIterator[str]:  # noqa: A002
-    return words(input)
+agent.responses(words)

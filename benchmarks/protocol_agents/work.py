@@ -10,14 +10,14 @@ LONE_WAIT = 0.02
 """Seconds before a lone event."""
 
 
-async def words(text: str) -> AsyncIterator[str]:
-    """The pieces of an answer to a text.
+async def words(input: str) -> AsyncIterator[str]:  # noqa: A002
+    """The pieces of the answer to an input.
 
     * `deltas N`: N words, as fast as they are taken.
     * `lone N`: N times a wait, then the time of the monotonic clock in nanoseconds.
-    * anything else: the text.
+    * anything else: the input.
     """
-    match text.split():
+    match input.split():
         case ["deltas", count]:
             for number in range(int(count)):
                 yield f"word{number} "
@@ -26,4 +26,4 @@ async def words(text: str) -> AsyncIterator[str]:
                 await asyncio.sleep(LONE_WAIT)
                 yield f"{time.monotonic_ns()} "
         case _:
-            yield text
+            yield input
