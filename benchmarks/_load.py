@@ -27,7 +27,7 @@ class Broken(Exception):
     """A server did not answer as it should."""
 
     def __init__(self, problem: str, received: bytes) -> None:
-        super().__init__(f"{problem}; received: {received[-2000:]!r}")
+        super().__init__(f"{problem}; received {len(received)} bytes, at the end {received[-2000:]!r}")
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,8 @@ def delays(port: int, count: int) -> list[float]:
     with _connect(port) as connection:
         connection.sendall(request({"model": "m", "input": f"lone {count}", "stream": True}))
         while not received.endswith(_LAST_CHUNK):
-            data = connection.recv(65536)
+            data = _receive(connection, [received])
             now = time.monotonic_ns()
-            if not data:
-                raise Broken("the server closed the connection in a stream", received)
             received += data
             yielded = _TIME_IN_DELTA.findall(received)
             found.extend((now - int(then)) / 1e9 for then in yielded[len(found) :])
@@ -151,6 +149,16 @@ def _connect(port: int) -> socket.socket:
     return connection
 
 
+def _receive(connection: socket.socket, earlier: Sequence[bytes]) -> bytes:
+    try:
+        data = connection.recv(65536)
+    except OSError as error:
+        raise Broken(str(error), b"".join(earlier)) from error
+    if not data:
+        raise Broken("the server closed the connection", b"".join(earlier))
+    return data
+
+
 def _readable(poll: select.epoll, asking: dict[int, _Connection]) -> Iterator[int]:
     """Read what is there, and tell on which connections."""
     found = poll.poll(DEADLINE)
@@ -158,10 +166,7 @@ def _readable(poll: select.epoll, asking: dict[int, _Connection]) -> Iterator[in
         raise Broken(f"nothing for {DEADLINE:g} s", b"\n".join(one.received for one in asking.values()))
     for descriptor, _ in found:
         connection = asking[descriptor]
-        data = connection.socket.recv(65536)
-        if not data:
-            raise Broken("the server closed the connection", connection.received)
-        connection.received += data
+        connection.received += _receive(connection.socket, [connection.received])
         yield descriptor
 
 
@@ -203,10 +208,8 @@ def _wave(port: int, at_once: int, body: bytes) -> tuple[Sequence[bytes], float]
             if not found:
                 raise Broken(f"nothing for {DEADLINE:g} s in streams", b"\n".join(b"".join(p) for p in pieces.values()))
             for descriptor, _ in found:
-                data = sockets[descriptor].recv(65536)
+                data = _receive(sockets[descriptor], pieces[descriptor])
                 pieces[descriptor].append(data)
-                if not data:
-                    raise Broken("the server closed the connection in a stream", b"".join(pieces[descriptor]))
                 tails[descriptor] = (tails[descriptor] + data[-len(_LAST_CHUNK) :])[-len(_LAST_CHUNK) :]
                 if tails[descriptor] == _LAST_CHUNK:
                     streaming -= 1

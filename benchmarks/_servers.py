@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,10 @@ class Server:
         try:
             yield
         except (Broken, OSError) as error:
-            raise SystemExit(_blame(self.name, error, self.log)) from error
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.5)
+            state = "runs" if self.process.returncode is None else f"has ended with status {self.process.returncode}"
+            raise SystemExit(_blame(self.name, f"{error}; the server {state}", self.log)) from error
 
 
 @contextmanager

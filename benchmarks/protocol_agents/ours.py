@@ -1,6 +1,6 @@
 """The agent of the benchmark on cupola-agent, with its defaults.
 
-    python -m cupola_agent run benchmarks.protocol_agents.ours:agent
+python -m cupola_agent run benchmarks.protocol_agents.ours:agent
 """
 
 from __future__ import annotations
