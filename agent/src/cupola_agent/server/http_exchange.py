@@ -90,11 +90,11 @@ class HttpExchange:
 
     @property
     def client(self) -> tuple[str, int] | None:
-        return self._connection.client
+        return _address(self._connection.transport.get_extra_info("peername"))
 
     @property
     def server(self) -> tuple[str, int] | None:
-        return self._connection.server_address
+        return _address(self._connection.transport.get_extra_info("sockname"))
 
     # The body of the request.
 
@@ -312,3 +312,7 @@ class HttpExchange:
                 callback()
             except Exception:
                 logger.exception("a callback for a client that left failed")
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None
