@@ -70,6 +70,8 @@ async def test_an_upgrade_can_be_refused(serve: Serve) -> None:
         (UPGRADE + b"Sec-WebSocket-Key: short\r\n", 400),
         (b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 8\r\n" + KEY, 400),
         (b"Upgrade: websocket\r\nConnection: Upgrade\r\n" + KEY, 400),
+        (b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\xff\r\n" + KEY, 400),
+        (UPGRADE + b"Sec-WebSocket-Key: \xff\xfe\r\n", 400),
     ],
 )
 async def test_a_handshake_that_is_none(echo_server: Any, lines: bytes, status: int) -> None:
