@@ -269,7 +269,8 @@ class HttpExchange:
         if not self.sent:
             self.sent = True
             data = self._head + data
-        if data:
+        # A transport that failed says so to the connection only in the next turn of the loop.
+        if data and not self._connection.transport.is_closing():
             self._connection.transport.write(data)
 
     def _has_no_body(self, status: int) -> bool:
