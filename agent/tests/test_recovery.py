@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from cupola_agent import ids
 from cupola_agent.tasks.base import TaskFilter
 from cupola_agent.tasks.local import LocalTaskStore
-
 
 StartAgent = Callable[..., Any]
 RunningAgent = Any

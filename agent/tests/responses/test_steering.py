@@ -3,7 +3,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-
 from cupola_agent import Agent, ResponseContext
 from cupola_agent.stores.memory import MemoryResponseStore
 from cupola_agent.testing import TestClient
