@@ -12,6 +12,7 @@ demo: setup  ## deploy the sample echo agent on a fresh platform and talk to it
 test:  ## every test; ARGS passes options to pytest
 	@scripts/setup docker-registry skopeo runc runsc docker.io
 	@.venv/bin/python -m pytest $(ARGS)
+	@if [ -z "$(ARGS)" ]; then $(MAKE) --no-print-directory frameworks; fi
 
 frameworks: setup  ## the adapters and their samples, in an environment that has the frameworks
 	@scripts/frameworks

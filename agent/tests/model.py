@@ -12,7 +12,7 @@ from samples.model_stub import ModelStub
 def model() -> Iterator[ModelStub]:
     """A model to talk to."""
     stub = ModelStub()
-    thread = threading.Thread(target=stub.serve_forever)
+    thread = threading.Thread(target=stub.serve_forever, args=[0.01])
     thread.start()
     yield stub
     stub.shutdown()
