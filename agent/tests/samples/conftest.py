@@ -58,7 +58,7 @@ def start_sample(tmp_path: Path) -> Iterator[StartSample]:
             )
             stack.callback(process.communicate)
             stack.callback(process.kill)
-            wait_until_ready(process, port)
+            wait_until_ready(process, port, attempts=6000)  # some import a whole framework first
             address = f"127.0.0.1:{port}"
             client = stack.enter_context(OpenAI(base_url=f"http://{address}", api_key="none", max_retries=0))
             return RunningSample(address, client)
