@@ -9,10 +9,8 @@ that no case has.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Collection
@@ -21,9 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.reference_library import reference_python
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
-LOCK = FOLDER / "reference.lock"
 DIFFERENCES = FOLDER / "reference_differences.toml"
 
 
@@ -67,19 +66,6 @@ class Recorder:
             self.outcomes.pop(case, None)
             return
         self.outcomes[case] = self.outcomes.get(case, True) and report.passed
-
-
-def reference_python() -> Path:
-    """The interpreter of an environment with the reference library, exactly as the lock file has it."""
-    name = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()[:16]
-    environment = ROOT / ".cache" / "reference" / name
-    if not (environment / "complete").exists():
-        uv = Path(sys.executable).parent / "uv"
-        python = environment / "bin" / "python"
-        subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, environment], check=True)
-        subprocess.run([uv, "pip", "sync", "-q", "--python", python, "--require-hashes", LOCK], check=True)
-        (environment / "complete").touch()
-    return environment / "bin" / "python"
 
 
 def main(options: list[str]) -> int:

@@ -30,10 +30,7 @@ class Ending:
 
     @classmethod
     def completed(cls, usage: Json | None = None) -> "Ending":
-        changes: Json = {"completed_at": int(time.time())}
-        if usage is not None:
-            changes["usage"] = usage
-        return cls("completed", changes)
+        return cls("completed", {} if usage is None else {"usage": usage})
 
     @classmethod
     def failed(cls, error: Json = SERVER_ERROR) -> "Ending":
@@ -42,6 +39,12 @@ class Ending:
     @classmethod
     def incomplete(cls, reason: str | None) -> "Ending":
         return cls("incomplete", {"incomplete_details": {"reason": reason} if reason else None})
+
+    def now(self) -> "Ending":
+        """The same with its time, where the object has one."""
+        if self.status != "completed":
+            return self
+        return Ending(self.status, {**self.changes, "completed_at": int(time.time())})
 
     @classmethod
     def cancelled(cls) -> "Ending":

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from cupola_agent.context import ResponseContext
 from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, invalid_request, not_found, shutting_down
 from cupola_agent.handlers import Handler
+from cupola_agent.randomness import random_bytes
 from cupola_agent.responses.history import History
 from cupola_agent.responses.input import input_items
 from cupola_agent.responses.lanes import Lanes
@@ -128,7 +128,7 @@ class Responses:
             return str(known)
         anchor = _inherited_partition(fields) or conversation_of(fields)
         if not anchor:
-            return os.urandom(32).hex()[:63]
+            return random_bytes(32).hex()[:63]
         from hashlib import sha256  # loads OpenSSL: not a price for every cold start
 
         seed = f"{self._environment.agent_name}:{self._environment.agent_version}:{anchor}"

@@ -111,7 +111,7 @@ class Turn:
             if ending is None:
                 self.left = True
                 return
-            await self._settle(ending)
+            await self._settle(ending.now())
             self.output.tell_end()
             if self.log is not None:
                 await self.log.written()
