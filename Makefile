@@ -24,7 +24,7 @@ compliance: setup  ## the Open Responses checks of cupola-agent; OPENRESPONSES_D
 	@.venv/bin/python -m pytest -q agent/tests/compliance $(ARGS)
 	@if [ -n "$$OPENRESPONSES_DIR" ]; then .venv/bin/python -m agent.tests.compliance.public_suite; fi
 
-fuzz: setup  ## 50,000 generated requests to cupola-agent, about 10 minutes; ARGS="--requests N --seed S"
+fuzz: setup  ## 50,000 generated requests to cupola-agent, about 15 minutes; ARGS="--requests N --seed S"
 	@.venv/bin/python -m agent.tests.fuzz.run $(ARGS)
 
 soak-crash: setup  ## 1,000 kills -9 at random under load, about 40 minutes; ARGS="--rounds N --seed S"

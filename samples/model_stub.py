@@ -76,7 +76,7 @@ def reply(prompt: Prompt, tools: list[Json]) -> Reply:
 def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
-    return "\n".join(part.get("text") or "" for part in content or ())
+    return "\n".join(part["text"] for part in content or () if part.get("text"))
 
 
 class Handler(BaseHTTPRequestHandler):

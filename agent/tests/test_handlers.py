@@ -10,7 +10,8 @@ from cupola_agent.handlers import Handler, is_stream, iterate_in_thread
 
 
 async def outcome(function: Callable[..., Any]) -> Any:
-    result = await Handler.of(function, ("word",)).call(word="hi")
+    handler = Handler.of(function, ("word",))
+    result = await handler.call({name: "hi" for name in handler.names})
     return [piece async for piece in result] if is_stream(result) else result
 
 

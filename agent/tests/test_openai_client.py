@@ -69,7 +69,7 @@ def ended(client: openai.OpenAI, response_id: str) -> Response:
 
 def test_create(client: openai.OpenAI) -> None:
     response = client.responses.create(model="m", input="say hello; say  you", metadata={"a": "b"}, temperature=0.5)
-    assert (response.status, response.output_text) == ("completed", "helloyou")
+    assert (response.status, response.output_text) == ("completed", "hello you")
     assert (response.model, response.metadata, response.temperature) == ("m", {"a": "b"}, 0.5)
     assert response.error is None
     assert response.incomplete_details is None

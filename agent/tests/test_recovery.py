@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from cupola_agent import ids
 from cupola_agent.tasks.base import TaskFilter
 from cupola_agent.tasks.local import LocalTaskStore
-
 
 StartAgent = Callable[..., Any]
 RunningAgent = Any
 
 # The agent of these tests. The fault kills the first process that comes to it, and no other.
-SOURCE = '''
+SOURCE = """
 import os
 import signal
 from pathlib import Path
@@ -96,7 +94,7 @@ async def wait_for_events():
     import asyncio
 
     await asyncio.sleep(0.02)
-'''
+"""
 
 NEVER_ACCEPTED = ("before the task is made", "after the task is made", "before the response is stored")
 STEPS = (
@@ -242,14 +240,14 @@ def test_a_response_that_kills_its_process_is_given_up(start_agent: StartAgent, 
 
 def test_a_shutdown_leaves_a_resilient_response_to_the_next_process(start_agent: StartAgent, tmp_path: Path) -> None:
     source = SOURCE.replace('fault("when the handler begins")', "await hold()")
-    source += '''
+    source += """
 
 async def hold():
     import asyncio
 
     while not (HOME / "go").exists():
         await asyncio.sleep(0.01)
-'''
+"""
     response_id = ids.new_id("caresp", ids.new_partition())
     first = start_agent(source)
     answered = json.loads(ask(first, response_id, stream=False))

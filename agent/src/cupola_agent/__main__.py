@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cupola_agent.environment import checked_port
+from cupola_agent.logs import configure_early_lines
 
 _NAMES = ("agent", "app")
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         from cupola_agent.server.reload import supervise
 
         sys.exit(supervise([sys.executable, "-m", "cupola_agent", *arguments]))
+    configure_early_lines(as_json=bool(os.environ.get("FOUNDRY_HOSTING_ENVIRONMENT")))
     sys.path.insert(0, "")
     try:
         application = load(options.target)

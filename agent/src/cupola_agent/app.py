@@ -30,7 +30,7 @@ from cupola_agent.version import server_identity
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _HEALTHY = Answer.json(200, b'{"status":"healthy"}')
 _DRAINING = Answer.json(503, b'{"status":"draining"}')
 

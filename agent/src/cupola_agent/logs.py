@@ -6,11 +6,19 @@ are on every record written while it runs, also in the developer's own.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+
+import msgspec
 
 from cupola_agent import jsons
 from cupola_agent.log_stream import standard_error
+
+AccessRecord = tuple[float, int, str, str, int, float, str, str, Mapping[str, str]]
+"""A request that ended: seconds of the epoch, level, method, path, status, seconds it took, what was unusual about its
+end, the caller's own id for it, the fields of the call."""
+
+_LEVELS = {logging.DEBUG: "DEBUG", logging.INFO: "INFO", logging.WARNING: "WARNING"}
 
 _call_fields: ContextVar[Mapping[str, str]] = ContextVar("cupola_agent_log_fields")
 
@@ -40,11 +48,31 @@ def configure_logging(*, as_json: bool, level: int = logging.INFO) -> None:
     root.setLevel(level)
 
 
+def access_message(record: AccessRecord) -> str:
+    _, _, method, path, status, seconds, outcome, _, _ = record
+    if not path.isprintable():
+        path = ascii(path)[1:-1]
+    return f"{method} {path} {status} {outcome}{outcome and ' '}in {seconds * 1000:.1f} ms"
+
+
+def access_details(record: AccessRecord) -> dict[str, object]:
+    _, _, method, path, status, seconds, _, client_request_id, fields = record
+    details = {**fields, "method": method, "path": path, "status": status, "duration_ms": round(seconds * 1000, 2)}
+    if client_request_id:
+        details["client_request_id"] = client_request_id
+    return details
+
+
+def configure_early_lines(*, as_json: bool) -> None:
+    """What is logged before logging is configured takes the same shape, and stands in nobody's way who configures it."""
+    logging.lastResort = StandardErrorHandler(JsonFormatter() if as_json else ReadableFormatter(), logging.WARNING)
+
+
 class StandardErrorHandler(logging.Handler):
     """The handler `configure_logging` installs. Access lines may wait a moment in it, but never behind a later record."""
 
-    def __init__(self, formatter: "JsonFormatter | ReadableFormatter") -> None:
-        super().__init__()
+    def __init__(self, formatter: "JsonFormatter | ReadableFormatter", level: int = logging.NOTSET) -> None:
+        super().__init__(level)
         self.lines = formatter
         self._stream = standard_error()
         self.setFormatter(formatter)
@@ -80,11 +108,16 @@ class ReadableFormatter(logging.Formatter):
         request_id = getattr(record, "request_id", "") or log_fields().get("request_id", "")
         return f"{line} [{request_id[:8]}]" if request_id else line
 
-    def access_line(self, created: float, level: str, logger: str, message: str, fields: Mapping[str, object]) -> str:
-        """The same line without a record, which would cost more than the rest of the request's log."""
-        request_id = str(fields.get("request_id", ""))
-        end = f" [{request_id[:8]}]\n" if request_id else "\n"
-        return f"{_local_second(int(created))}.{int(created % 1 * 1000):03d} {level} {logger}: {message}{end}"
+    def access_lines(self, records: Sequence[AccessRecord], logger: str) -> str:
+        """The same lines without log records, which would cost more than everything else about the request's log."""
+        lines = []
+        for record in records:
+            request_id = record[-1].get("request_id", "")
+            moment, level = record[0], _LEVELS[record[1]]
+            end = f" [{request_id[:8]}]\n" if request_id else "\n"
+            begin = f"{_local_second(int(moment))}.{int(moment % 1 * 1000):03d} {level} {logger}: "
+            lines.append(begin + access_message(record) + end)
+        return "".join(lines)
 
 
 class JsonFormatter(logging.Formatter):
@@ -105,16 +138,20 @@ class JsonFormatter(logging.Formatter):
             line["stack"] = self.formatStack(record.stack_info)
         return jsons.encode(line).decode()
 
-    def access_line(self, created: float, level: str, logger: str, message: str, fields: Mapping[str, object]) -> str:
-        line = {
-            "time": f"{_utc_second(int(created))}.{int(created % 1 * 1000):03d}Z",
-            "level": level,
-            "logger": logger,
-            "message": message,
-            **fields,
-        }
-        return jsons.encode(line).decode() + "\n"
+    def access_lines(self, records: Sequence[AccessRecord], logger: str) -> str:
+        return _line_encoder.encode_lines(
+            {
+                "time": f"{_utc_second(int(record[0]))}.{int(record[0] % 1 * 1000):03d}Z",
+                "level": _LEVELS[record[1]],
+                "logger": logger,
+                "message": access_message(record),
+                **access_details(record),
+            }
+            for record in records
+        ).decode()
 
+
+_line_encoder = msgspec.json.Encoder()
 
 _utc = (0, "")
 _local = (0, "")

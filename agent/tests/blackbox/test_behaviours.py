@@ -298,9 +298,11 @@ ECHOED: dict[str, Any] = {
     "user": "u",
     "parallel_tool_calls": True,
     "tool_choice": "none",
-    "tools": [{"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": True}],
+    "tools": [
+        {"type": "function", "name": "add", "description": "Adds", "parameters": {"type": "object"}, "strict": True}
+    ],
     "service_tier": "flex",
-    "reasoning": {"effort": "low"},
+    "reasoning": {"effort": "low", "summary": "auto"},
     "text": {"format": {"type": "text"}},
     "conversation": {"id": "conv_1"},
     "agent_reference": {"type": "agent_reference", "name": "someone", "version": "3"},

@@ -10,6 +10,7 @@ import pytest
 
 from agent.tests.blackbox.control import Control
 from agent.tests.blackbox.expectations import check_page
+from agent.tests.blackbox.process import AgentProcess
 from agent.tests.blackbox.turns import (
     BACKGROUND,
     BACKGROUND_STREAM,
@@ -19,6 +20,7 @@ from agent.tests.blackbox.turns import (
     STREAM,
     SYNC,
     Mode,
+    Moment,
     Turn,
     ended,
     in_flight,
@@ -45,12 +47,12 @@ def text(item: Mapping[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def turn(agent: Any) -> Turn:
+def turn(agent: AgentProcess) -> Turn:
     return ended(agent.client, SYNC, COMPLETED, input=many(COUNT))
 
 
 @pytest.fixture(scope="module")
-def newest_first(agent: Any, turn: Turn) -> Sequence[Any]:
+def newest_first(agent: AgentProcess, turn: Turn) -> Sequence[Any]:
     items, more = page(agent.client, turn, "?limit=100")
     assert not more
     assert len(items) == COUNT
@@ -169,7 +171,7 @@ def test_a_text_is_one_message_of_the_user(client: Client, mode: Mode) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=str)
 @pytest.mark.parametrize("mode", [BACKGROUND, BACKGROUND_STREAM], ids=str)
-def test_pages_are_there_in_flight(client: Client, control: Control, mode: Mode, moment: Any) -> None:
+def test_pages_are_there_in_flight(client: Client, control: Control, mode: Mode, moment: Moment) -> None:
     def given(script: str) -> list[dict[str, Any]]:
         first, *others = many(3)
         return [{**first, "content": script}, *others]
@@ -217,6 +219,8 @@ def test_input_is_kept_item_by_item(client: Client, name: str) -> None:
     assert [item["type"] for item in items] == [item.get("type", "message") for item in given]
     assert [item.get("role") for item in items] == [item.get("role") for item in given]
     for stored in items:
+        # Clients read the parts of a message, also where a plain text was sent.
+        assert isinstance(stored.get("content", []), list)
         assert stored["status"] == "completed"
         assert stored["id"].startswith(PREFIXES[stored["type"]])
 

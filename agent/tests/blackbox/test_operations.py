@@ -32,7 +32,7 @@ from agent.tests.blackbox.turns import (
     ended,
     in_flight,
 )
-from agent.tests.blackbox.wire import Client, new_id
+from agent.tests.blackbox.wire import TERMINAL, Client, new_id
 
 PAIRS = [(first, second) for first in (CANCEL, DELETE) for second in OPERATIONS]
 
@@ -106,6 +106,42 @@ def test_two_operations_after_the_end(
 ) -> None:
     turn = ended(client, mode, ending)
     run(turn, second, run(turn, first, state_ended(mode), ending.status), ending.status)
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=ids)
+@pytest.mark.parametrize("mode", [BACKGROUND, BACKGROUND_STREAM], ids=ids)
+def test_many_cancels_at_once(client: Client, control: Control, mode: Mode, moment: Moment) -> None:
+    with in_flight(client, control, mode, moment) as turn:
+        cancels = [client.send("POST", f"{turn.path}/cancel") for _ in range(8)]
+        for cancel in cancels:
+            with cancel:
+                answer = cancel.answer()
+            assert (answer.status, answer.json["status"], answer.json["output"]) == (200, "cancelled", [])
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode.store], ids=ids)
+def test_many_deletes_at_once(client: Client, mode: Mode) -> None:
+    turn = ended(client, mode, COMPLETED)
+    deletes = [client.send("DELETE", turn.path) for _ in range(8)]
+    statuses = []
+    for delete in deletes:
+        with delete:
+            statuses.append(delete.answer().status)
+    assert sorted(statuses) == [200] + [404] * 7
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_a_cancel_that_races_with_the_end(client: Client, control: Control, number: int) -> None:
+    with in_flight(client, control, BACKGROUND_STREAM, MOMENTS[1]) as turn:
+        assert turn.gate is not None
+        with client.send("POST", f"{turn.path}/cancel") as cancel:
+            turn.gate.open()
+            answer = cancel.answer()
+        # Either of the two came first, and all who look see the same.
+        live, stored = turn.final(), client.get(turn.path).json
+        assert live["status"] == stored["status"] == ("cancelled" if answer.status == 200 else "completed")
+        assert live["output"] == stored["output"]
+        assert len([event for event in turn.seen if event.kind in TERMINAL]) == 1
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=ids)

@@ -36,6 +36,12 @@ def path(turn: Turn, number: int | None) -> str:
     return f"{turn.path}?stream=true" + ("" if number is None else f"&starting_after={number}")
 
 
+def last_before(turn: Turn, moment: Moment) -> int:
+    """The number of the last event before the handler came to its gate, read from the live stream."""
+    kinds = {"waiting": "in_progress", "writing": "output_text.delta", "between-items": "output_item.done"}
+    return int(turn.read_until(f"response.{kinds[moment.name]}").data["sequence_number"])
+
+
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("ending", ENDINGS, ids=str)
 def test_a_replay_after_the_end_is_what_was_streamed(client: Client, ending: Ending, start: str) -> None:
@@ -62,6 +68,15 @@ def test_a_replay_in_flight_goes_on_to_the_end(client: Client, control: Control,
             replayed = list(replay.events())
         live = turn.rest()
         assert replayed == [event for event in live if number is None or event.data["sequence_number"] > number]
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=str)
+def test_a_replay_begins_before_there_is_anything_to_send(client: Client, control: Control, moment: Moment) -> None:
+    with in_flight(client, control, BACKGROUND_STREAM, moment) as turn:
+        number = last_before(turn, moment)
+        # Less than any interval of keep-alives, which would bring the head along.
+        with client.send("GET", path(turn, number), timeout=8) as replay:
+            assert replay.response.status == 200
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=str)

@@ -42,7 +42,7 @@ STRANGERS = {"another user": {"x-agent-user-id": "user-b"}, "no user": {}, "empt
 def test_a_stranger_does_not_find_a_response_that_has_ended(
     client: Client, mode: Mode, stranger: str, operation: Operation
 ) -> None:
-    turn = ended(client, mode, COMPLETED, OWNER)
+    turn = ended(client.with_headers(OWNER), mode, COMPLETED)
     answer = operation.run(client.with_headers(STRANGERS[stranger]), turn.id)
     check(answer, operation, turn.id, expected(operation, State.GONE))
     # It is still there for its owner.
@@ -92,7 +92,7 @@ def test_a_response_made_without_a_user_is_open_to_everyone(client: Client, mode
 @pytest.mark.parametrize("stranger", STRANGERS)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_a_stranger_cannot_go_on_from_a_response(client: Client, mode: Mode, stranger: str) -> None:
-    first = ended(client, SYNC, COMPLETED, OWNER)
+    first = ended(client.with_headers(OWNER), SYNC, COMPLETED)
     body = {"input": "history", "previous_response_id": first.id, **mode.fields}
     answer = client.post("/responses", body, STRANGERS[stranger])
     assert answer.status == 404

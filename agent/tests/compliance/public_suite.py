@@ -30,6 +30,8 @@ def prepared(checkout: Path) -> Path:
     for part in ("bin", "src"):
         shutil.copytree(checkout / part, folder / part, dirs_exist_ok=True)
     if not (folder / "complete").exists():
+        # Without one npm installs into the nearest folder above that has it.
+        (folder / "package.json").write_text('{"private": true}')
         npm = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", *PACKAGES]
         subprocess.run(npm, cwd=folder, check=True)
         (folder / "complete").touch()

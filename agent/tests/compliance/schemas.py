@@ -37,8 +37,8 @@ def _faults(value: Any, shape: Shape, path: str) -> Iterator[str]:
     if isinstance(shape, Either):
         attempts = [faults(value, one, path) for one in shape.shapes]
         if not any(attempt == [] for attempt in attempts):
-            # The attempt that came furthest says most.
-            yield from max(attempts, key=lambda attempt: max(fault.count(".") for fault in attempt))
+            # The attempt of the right type says most, and of those the one that lacks least.
+            yield from min(attempts, key=lambda attempt: (f"{path}.type:" in " ".join(attempt), len(attempt)))
     elif isinstance(shape, dict):
         if not isinstance(value, Mapping):
             yield f"{path}: not an object but {value!r:.80}"

@@ -72,6 +72,13 @@ ASKED: dict[str, dict[str, Any]] = {
         "prompt_cache_key": "k",
         "top_logprobs": 2,
     },
+    "half of reasoning": {"input": "Greet me.", "reasoning": {"effort": "low"}},
+    "text without a format": {"input": "Greet me.", "text": {"verbosity": "low"}},
+    "a tool that must be used": {
+        "input": "What time is it?",
+        "tools": [TOOL],
+        "tool_choice": {"type": "function", "name": "get_time"},
+    },
     "no stored response": {"input": "Greet me.", "store": False},
 }
 

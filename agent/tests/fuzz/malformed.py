@@ -52,7 +52,7 @@ REFUSED: Mapping[str, bytes] = {
     "a target that is too long": _get(b"GET /" + b"a" * 2_000_000 + b" HTTP/1.1"),
     "a method that is too long": _get(b"A" * 1_000_000 + b" / HTTP/1.1"),
 }
-"""Each must be answered by one 4xx, or by nothing but the end of the connection."""
+"""Each must be answered by one refusal, or by nothing but the end of the connection."""
 
 CUT_OFF: Mapping[str, bytes] = {
     "nothing": b"",

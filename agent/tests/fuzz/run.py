@@ -47,8 +47,10 @@ def fuzz(target: Target, requests: int, seed: int) -> int:
     descriptors, memory, started = target.descriptors(), target.memory(), time.monotonic()
     counts: dict[int, int] = {}
     raw = 0
-    for number in range(_ROUNDS):
-        for status, count in traffic.run(target, requests * 9 // 10 // _ROUNDS, seed + 1 + number).items():
+    number = 0
+    while sum(counts.values()) + raw < requests:
+        number += 1
+        for status, count in traffic.run(target, requests * 9 // 10 // _ROUNDS, seed + number).items():
             counts[status] = counts.get(status, 0) + count
         for _ in range(requests // 10 // _ROUNDS):
             target.send_raw(malformed.mutated(choose))

@@ -61,10 +61,11 @@ def handler(agent: Any, *, models: Sequence[str] = ()) -> Callable[..., AsyncIte
                 if isinstance(entry, Called) and entry.call_id in conversation.decisions:
                     yield items.FunctionCall(entry.name, entry.arguments, call_id=entry.call_id)
         options = _options(request, models)
-        async for update in agent.run(messages, stream=True, session=session, options=options):
-            for content in update.contents:
-                for piece in pieces.of(content):
-                    yield piece
+        async with agent.run(messages, stream=True, session=session, options=options) as updates:
+            async for update in updates:
+                for content in update.contents:
+                    for piece in pieces.of(content):
+                        yield piece
         for piece in pieces.ending(session.to_dict):
             yield piece
 

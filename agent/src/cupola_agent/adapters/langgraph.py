@@ -4,6 +4,7 @@ agent.responses(handler(builder.compile()))
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from cupola_agent import items, jsons
@@ -50,14 +51,15 @@ def handler(graph: Any, *, models: Sequence[str] = ()) -> Callable[..., AsyncIte
                 messages.insert(0, _message(Said("system", (instructions,))))
             given = {"messages": messages}
         usage = _Usage()
-        async for mode, data in graph.astream(given, config, stream_mode=["messages", "updates"]):
-            if mode == "messages":
-                if text := _text(data[0]):
-                    yield text
-                continue
-            for node, update in data.items():
-                for item in _interrupts(update) if node == "__interrupt__" else _items(update, usage):
-                    yield item
+        async with aclosing(graph.astream(given, config, stream_mode=["messages", "updates"])) as parts:
+            async for mode, data in parts:
+                if mode == "messages":
+                    if text := _text(data[0]):
+                        yield text
+                    continue
+                for node, update in data.items():
+                    for item in _interrupts(update) if node == "__interrupt__" else _items(update, usage):
+                        yield item
         yield usage.total
 
     return reply
@@ -152,8 +154,9 @@ def _text(message: Any) -> str:
 def _items(update: Any, usage: _Usage) -> list[items.Item]:
     """The calls and outputs of tools in what one node has added to the state."""
     given = update.get("messages") if isinstance(update, Mapping) else None
+    messages: list[Any] = given if isinstance(given, list) else [given]
     found: list[items.Item] = []
-    for message in given if isinstance(given, list) else [given]:
+    for message in messages:
         kind = getattr(message, "type", "")
         if kind == "ai":
             if message.usage_metadata:

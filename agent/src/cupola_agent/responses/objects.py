@@ -54,6 +54,9 @@ _NOT_ECHOED = {"response_id", "agent_session_id", "conversation", "output", "sta
 _ECHOED = frozenset(_USUAL) - _NOT_ECHOED
 
 
+_FUNCTION = {"type": "function", "name": "", "description": None, "parameters": None, "strict": None}
+
+
 def new_response(request: Mapping[str, Any], *, response_id: str, session_id: str, created_at: int) -> Json:
     """The response object as it is when the handler starts. `created_at` is in seconds of the Unix epoch."""
     response = {
@@ -64,10 +67,17 @@ def new_response(request: Mapping[str, Any], *, response_id: str, session_id: st
         "agent_session_id": session_id,
     }
     response |= {name: value for name, value in request.items() if name in _ECHOED}
+    if response["tools"]:
+        response["tools"] = [_whole_tool(tool) for tool in response["tools"]]
     conversation = request.get("conversation")
     if conversation is not None:
         response["conversation"] = {"id": conversation} if isinstance(conversation, str) else conversation
     return response
+
+
+def _whole_tool(tool: Json) -> Json:
+    """A tool with the fields that its type has in a response, null where the request had none."""
+    return {**_FUNCTION, **tool} if tool.get("type") == "function" else tool
 
 
 class ResponseRequest(dict[str, Any]):

@@ -40,6 +40,12 @@ class Ending:
     def incomplete(cls, reason: str | None) -> "Ending":
         return cls("incomplete", {"incomplete_details": {"reason": reason} if reason else None})
 
+    def now(self) -> "Ending":
+        """The same with its time, where the object has one."""
+        if self.status != "completed":
+            return self
+        return Ending(self.status, {**self.changes, "completed_at": int(time.time())})
+
     @classmethod
     def cancelled(cls) -> "Ending":
         """Contract section 4.9: what was said so far is dropped."""
@@ -175,20 +181,21 @@ class Output:
             raise OutputError(f"the response was {self.ending.status} already, and cannot be {ending.status}")
         self.ending = ending
 
-    def settle(self, ending: Ending) -> Json:
-        """Puts the response into its terminal state, not told yet; gives it as a store keeps it.
+    def stored_as(self, ending: Ending) -> Json:
+        """The response as a store keeps it in this terminal state. Nobody sees it in that state before `settle`."""
+        stored = {**self.stored, **ending.changes, "status": ending.status}
+        if ending.status == "cancelled":
+            stored["output"] = []
+        return stored
 
-        Finished items stay (contract section 9, row 4).
-        """
+    def settle(self, ending: Ending) -> None:
+        """Puts the response into its terminal state. Finished items stay (contract section 9, row 4)."""
         self.ending = ending
         self._response |= ending.changes
         self._response["status"] = ending.status
-        if ending.status == "completed":
-            self._response["completed_at"] = int(time.time())
         if ending.status == "cancelled":
             self._items = []
             self._internal = {}
-        return self.stored
 
     def tell_end(self) -> None:
         """The terminal event. A cancelled response ends with `response.failed` (contract section 4.9)."""

@@ -290,7 +290,7 @@ class Responses:
     def visible(self, response_id: str, caller: Caller) -> Turn | None:
         """The turn of this id that runs, where this user may know of it."""
         turn = self._running.get(response_id)
-        if turn is None:
+        if turn is None or turn.settled:
             return None
         if turn.caller.user_id not in ("", caller.user_id) or not turn.stores:
             raise not_found(response_id)
@@ -312,7 +312,8 @@ class Responses:
         cannot = "This response cannot be streamed because it was not created with"
         if not response.get("background"):
             raise _not_streamable(f"{cannot} background=true.")
-        log = turn.log if turn is not None else self._replays.get(response_id) or self._journal(response_id)
+        running = self._running.get(response_id)
+        log = running.log if running is not None else self._replays.get(response_id) or self._journal(response_id)
         if log is None:
             ttl = "" if turn is not None else " or the stream TTL has expired"
             raise _not_streamable(f"{cannot} stream=true{ttl}.")

@@ -75,6 +75,8 @@ class Turn:
         self._stop: Stop | None = None
         self._slice_end = 0.0
         self.ended = False
+        self.settled = False
+        """Whether it has come to its terminal state, and the store has that."""
         self._waiting: asyncio.Event | None = None
         self.resilient = False
         self.only_reader = False
@@ -109,7 +111,7 @@ class Turn:
             if ending is None:
                 self.left = True
                 return
-            await self._settle(ending)
+            await self._settle(ending.now())
             self.output.tell_end()
             if self.log is not None:
                 await self.log.written()
@@ -132,18 +134,18 @@ class Turn:
             self.output.begin()
 
     async def _settle(self, ending: Ending) -> None:
-        """Stores the response in its last state before anybody is told of it."""
+        """Stores the response in its last state before anybody sees it there."""
         if ending.status != "cancelled":
             self._interrupt()
-        response = self.output.settle(ending)
-        if self._record is None or (self.log is None and not self.background and self.failed_at_once):
-            return
-        try:
-            await self._record.keep(response)
-        except StoreError as error:
-            logger.error("response %s could not be stored: %s", self.context.response_id, error.message)
-            self.storage_failed = error
-            self.output.settle(Ending.failed(STORAGE_ERROR))
+        if self._record is not None and (self.log is not None or self.background or not self.failed_at_once):
+            try:
+                await self._record.keep(self.output.stored_as(ending))
+            except StoreError as error:
+                logger.error("response %s could not be stored: %s", self.context.response_id, error.message)
+                self.storage_failed = error
+                ending = Ending.failed(STORAGE_ERROR)
+        self.output.settle(ending)
+        self.settled = self.storage_failed is None
 
     @property
     def failed_at_once(self) -> bool:

@@ -16,6 +16,7 @@ from cupola_agent.environment import checked_port, read_grace_seconds, read_port
 from cupola_agent.exchange import Application
 from cupola_agent.logs import configure_logging
 from cupola_agent.server.serve import Server
+from cupola_agent.telemetry import instrumented
 from cupola_agent.version import server_identity
 
 _KEEPALIVE_SECONDS = 60
@@ -36,13 +37,14 @@ def run(application: Any, host: str = "0.0.0.0", port: int | None = None) -> Non
         port = read_port(os.environ) if port is None else checked_port(port, "port")
         grace = read_grace_seconds(os.environ)
         ping = read_ping_seconds(os.environ)
+        served = instrumented(_as_application(application), os.environ)
     except ValueError as error:
         _give_up(str(error))
     try:
         listener = _bound(host, port)
     except OSError as error:
         _give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
-    server = Server(_as_application(application), grace_seconds=grace, ping_seconds=ping)
+    server = Server(served, grace_seconds=grace, ping_seconds=ping)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(server, listener))
