@@ -11,7 +11,7 @@ from cupola_agent.handlers import Handler, is_stream, iterate_in_thread
 
 async def outcome(function: Callable[..., Any]) -> Any:
     handler = Handler.of(function, ("word",))
-    result = await handler.call({name: "hi" for name in handler.names})
+    result = await handler.call(dict.fromkeys(handler.names, "hi"))
     return [piece async for piece in result] if is_stream(result) else result
 
 
