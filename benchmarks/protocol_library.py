@@ -51,8 +51,8 @@ class Effort:
     lone_events: int
 
 
-QUICK = Effort(rounds=3, starts=4, seconds=0.35, lone_events=20)
-FULL = Effort(rounds=7, starts=11, seconds=0.8, lone_events=50)
+QUICK = Effort(rounds=6, starts=4, seconds=0.15, lone_events=10)
+FULL = Effort(rounds=15, starts=11, seconds=0.35, lone_events=30)
 
 
 @dataclass
