@@ -1,4 +1,4 @@
-.PHONY: help setup demo test test-vm blackbox-reference compliance fuzz soak-crash soak-rest check bench lock clean
+.PHONY: help setup demo test frameworks test-vm blackbox-reference compliance fuzz soak-crash soak-rest check bench lock clean
 
 help:  ## what the targets do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -12,6 +12,11 @@ demo: setup  ## deploy the sample echo agent on a fresh platform and talk to it
 test:  ## every test; ARGS passes options to pytest
 	@scripts/setup docker-registry skopeo runc runsc docker.io
 	@.venv/bin/python -m pytest $(ARGS)
+	@if [ -z "$(ARGS)" ]; then $(MAKE) --no-print-directory frameworks; fi
+
+frameworks: setup  ## the adapters and their samples, in an environment that has the frameworks
+	@scripts/frameworks
+	@.cache/frameworks/bin/python -m pytest agent/tests/adapters agent/tests/samples/test_framework_samples.py $(ARGS)
 
 test-vm: setup  ## the oci driver on hosts with only control groups v1 and only v2, in virtual machines
 	@.venv/bin/python tests/vm/run.py --install v1
@@ -45,6 +50,8 @@ bench: setup  ## every benchmark, with its reference beside it
 lock: setup  ## resolve the dependencies again; the lock names no index
 	@.venv/bin/uv pip compile pyproject.toml agent/pyproject.toml --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-package cupola-agent --upgrade -q -o requirements.lock
+	@.venv/bin/uv pip compile agent/pyproject.toml --all-extras --group agent/pyproject.toml:frameworks --universal \
+		--python-version 3.11 --generate-hashes --no-header --upgrade -q -o agent/frameworks.lock
 
 clean:
 	@rm -rf .venv .cache

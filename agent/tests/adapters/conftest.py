@@ -1,18 +1,3 @@
-import threading
-from collections.abc import Iterator
+from agent.tests.model import model
 
-import pytest
-
-from samples.model_stub import ModelStub
-
-
-@pytest.fixture
-def model() -> Iterator[ModelStub]:
-    """A model to talk to."""
-    stub = ModelStub()
-    thread = threading.Thread(target=stub.serve_forever)
-    thread.start()
-    yield stub
-    stub.shutdown()
-    thread.join()
-    stub.server_close()
+__all__ = ["model"]
