@@ -66,6 +66,7 @@ from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
 from cupola.sessions.primer import Primer
 from cupola.sessions.provisioner import Provisioner
+from cupola.sessions.references import References
 from cupola.sessions.volumes import LocalVolumes, Volumes
 from cupola.settings import Settings
 from cupola.storage import principals
@@ -338,7 +339,8 @@ class _Server:
         )
         agents_api = AgentsApi(database, images, provisioner, manager, local_images=settings.local_images)
         lookup = SessionLookup(database)
-        gateway = Gateway(database, manager, settings.max_request_body)
+        references = References(database)
+        gateway = Gateway(database, manager, references, settings.max_request_body)
         projects = await database.read(principals.project_names)
         routes = [
             *agents_api.routes(),
@@ -355,6 +357,7 @@ class _Server:
         _on_signals(self.stopping, host.driver)
         async with asyncio.TaskGroup() as group:
             group.create_task(manager.run(sandboxes_stopping), name="sessions")
+            group.create_task(references.run(sandboxes_stopping), name="references")
             group.create_task(pool.run(sandboxes_stopping), name="warm pool")
             group.create_task(provisioner.run(sandboxes_stopping), name="provisioner")
             serving = [
@@ -394,7 +397,7 @@ def _application(project: Project, tokens_api: TokensApi, metrics_api: MetricsAp
         raise not_found(f"The path {scope['path'][:256]}")
 
     router = Router(
-        [Route("/healthz", health, methods=["GET"]), *tokens_api.routes(), *metrics_api.routes(), project.mount()],
+        [Route("/healthz", health, methods=["GET"]), *tokens_api.routes(), *metrics_api.routes(), *project.routes()],
         default=nothing_here,
         redirect_slashes=False,
     )
@@ -431,13 +434,18 @@ def _listener(app: ASGIApp, certificates: Certificates | None) -> _Listener:
 
 def _listen(host: str, port: int, what: str) -> socket.socket:
     try:
-        return socket.create_server(("127.0.0.1", port), backlog=2048)
+        listening = socket.create_server(("127.0.0.1", port), backlog=2048)
     except OSError as error:
         raise CupolaError(
             "port_taken",
             f"Port {port} on {host} cannot be used for {what.upper()}: {os.strerror(error.errno or 0)}. Choose another with "
             f"--{what}-port or CUPOLA_{what.upper()}_PORT; 0 takes any free one.",
         ) from error
+    # Connections inherit it: a peer that vanished without a word is noticed after a minute, however quiet its stream is.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
+        listening.setsockopt(socket.IPPROTO_TCP, option, value)
+    return listening
 
 
 def _on_signals(stopping: asyncio.Event, driver: Driver) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from starlette.routing import Match, Mount, Route
+from urllib.parse import parse_qs
+
+from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from cupola.domain.errors import CupolaError, not_found
+from cupola.domain.ids import AGENT_NAME
 
 DEFAULT_PROJECT = "default"
 ALIAS = "_project"
 """The name by which clients ask for the default project."""
+
+OLD_SOCKET = "/api/projects/agents/endpoint/protocols/invocations_ws"
+"""Where old clients open WebSockets: project and agent are in the query (wire contract, section 5.7)."""
 
 
 class Project:
@@ -19,9 +25,9 @@ class Project:
         self._projects = projects
         self._routes = routes
 
-    def mount(self) -> Mount:
+    def routes(self) -> list[BaseRoute]:
         """Where it belongs in the server's routes."""
-        return Mount("/api/projects/{project}", app=self)
+        return [Route(OLD_SOCKET, _OldSocket(self)), Mount("/api/projects/{project}", app=self)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = scope["path_params"]["project"]
@@ -42,3 +48,22 @@ class Project:
             text = f"{scope['method']} is not possible here; use {', '.join(sorted(allowed))}."
             raise CupolaError("method_not_allowed", text, status=405)
         raise not_found(f"The path {scope['path'][:256]}")
+
+
+class _OldSocket:
+    """Takes a request to where it would go today."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        for name in ("project_name", "agent_name"):
+            if len(query.get(name, ())) != 1 or not AGENT_NAME.fullmatch(query[name][0].strip("_")):
+                raise CupolaError("bad_request", f"{name}: expected once in the query, as a name.", param=name)
+        project, agent = query["project_name"][0], query["agent_name"][0]
+        root = f"/api/projects/{project}"
+        path = f"{root}/agents/{agent}/endpoint/protocols/invocations_ws"
+        await self._project(
+            {**scope, "path": path, "root_path": root, "path_params": {"project": project}}, receive, send
+        )

@@ -10,6 +10,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 AGENT_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
 RESPONSE_ID = re.compile(r"caresp_([0-9a-f]{16}00)[A-Za-z0-9]{32}")
+_PARTITIONED = re.compile(r"[a-z]+_([0-9a-f]{16}00)[A-Za-z0-9]{32}")
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{8,128}")
 
 
@@ -23,11 +24,11 @@ def new_session_id() -> str:
     return f"sess_{random_text(26)}"
 
 
-def new_response_id(previous: str | None) -> str:
-    """An id for a response (container contract, section 4.2), in the partition of the one before it if there is one."""
-    match = RESPONSE_ID.fullmatch(previous or "")
-    partition = match[1] if match else f"{secrets.token_hex(8)}00"
-    return f"caresp_{partition}{random_text(32)}"
+def new_response_id(*before: str | None) -> str:
+    """An id for a response (container contract, section 4.2), in the partition of the first id before it that has one."""
+    matches = (_PARTITIONED.fullmatch(one or "") for one in before)
+    partition = next((match[1] for match in matches if match), None) or f"{secrets.token_hex(8)}00"
+    return f"caresp_{partition}{secrets.token_hex(16)}"
 
 
 def new_guid() -> str:

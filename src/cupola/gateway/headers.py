@@ -11,7 +11,8 @@ _EXACT = frozenset(
 _PREFIXES = (b"x-client-", b"accept", b"content-")
 _DROPPED_ANSWERS = frozenset(
     {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer", b"transfer-encoding",
-     b"upgrade", b"server", b"date", b"x-request-id", b"x-agent-session-id", b"x-platform-error-detail"}
+     b"upgrade", b"server", b"date", b"x-request-id", b"x-agent-session-id", b"x-agent-response-id",
+     b"x-agent-invocation-id", b"x-platform-error-detail"}
 )  # fmt: skip
 
 

@@ -70,6 +70,13 @@ class Response:
             parts.append(chunk)
         return b"".join(parts)
 
+    async def write(self, data: bytes) -> None:
+        """Send bytes after a status of 101, when both ends speak something else; waits while the agent is slow to read.
+
+        Raises AgentConnectionError.
+        """
+        await self._connection.write(data)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -90,7 +97,8 @@ class AgentClient:
         """Send a request and wait for the head of its answer, however long the agent takes.
 
         `headers` must hold everything but Host, Content-Length and Transfer-Encoding of an iterated body; a body in
-        pieces is sent in chunks. Raises AgentConnectionError.
+        pieces is sent in chunks. With an Upgrade header the answer may be 101: its chunks are then whatever the agent sends
+        until it closes the connection. Raises AgentConnectionError.
         """
         began = time.perf_counter()
         connection = self._take_idle() or await self._connect()
@@ -114,7 +122,7 @@ class AgentClient:
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
         else:
-            connection.abort()
+            connection.drop()
 
     def close(self) -> None:
         """Drop the kept connections."""
@@ -170,6 +178,8 @@ class _Connection(asyncio.Protocol):
         self._complete = False
         self._keep_alive = False
         self._until_close = False
+        self._may_upgrade = False
+        self._upgraded = False
         self._wake: asyncio.Future[None] | None = None
 
     @property
@@ -179,6 +189,13 @@ class _Connection(asyncio.Protocol):
             return False
         return self._pristine or (self._complete and not self._chunks and self._keep_alive)
 
+    def drop(self) -> None:
+        """Close the connection, after what was sent if it does not speak HTTP any more: that has no end of its own."""
+        if self._upgraded and self._transport is not None:
+            self._transport.close()
+        else:
+            self.abort()
+
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -187,8 +204,13 @@ class _Connection(asyncio.Protocol):
         """Write the request and return when the final head of the answer is here."""
         self._reset()
         self._pristine = False
-        framing = b"content-length: %d" % len(body) if isinstance(body, bytes) else b"transfer-encoding: chunked"
-        lines = [b"%b %b HTTP/1.1" % (method, target), b"host: agent", framing]
+        self._may_upgrade = any(name == b"upgrade" for name, _ in headers)
+        lines = [b"%b %b HTTP/1.1" % (method, target), b"host: agent"]
+        if not isinstance(body, bytes):
+            lines.append(b"transfer-encoding: chunked")
+        elif not self._may_upgrade:
+            # Some servers refuse an upgrade that speaks of a body, be it an empty one.
+            lines.append(b"content-length: %d" % len(body))
         lines += [b"%b: %b" % header for header in headers]
         head = b"\r\n".join(lines) + b"\r\n\r\n"
         if isinstance(body, bytes):
@@ -217,11 +239,14 @@ class _Connection(asyncio.Protocol):
     async def _send_chunks(self, body: AsyncIterator[bytes]) -> None:
         async for chunk in body:
             if chunk:
-                self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-                await self._writable.wait()
+                await self.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
                 if self._lost is not None:
                     return
         self._write(b"0\r\n\r\n")
+
+    async def write(self, data: bytes) -> None:
+        self._write(data)
+        await self._writable.wait()
 
     def _write(self, data: bytes) -> None:
         if self._transport is None or self._lost is not None:
@@ -264,12 +289,21 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         # Counts what comes without any of the body: heads, and what may follow a chunked body.
-        self._head_size += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(AgentConnectionError(f"the agent's answer is not HTTP: {error}"))
-            return
+        if self._upgraded:
+            self.on_body(data)
+        else:
+            self._head_size += len(data)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._upgraded:
+                    self._fail(AgentConnectionError("the agent's answer is not HTTP: it changed the protocol unasked"))
+                    return
+                if rest := data[upgrade.args[0] :]:
+                    self.on_body(rest)
+            except httptools.HttpParserError as error:
+                self._fail(AgentConnectionError(f"the agent's answer is not HTTP: {error}"))
+                return
         if not self._complete and self._head_size > HEAD_LIMIT:
             self._fail(AgentConnectionError(f"the head of the agent's answer is larger than {HEAD_LIMIT} bytes"))
             return
@@ -312,6 +346,9 @@ class _Connection(asyncio.Protocol):
         self.status = self._parser.get_status_code()
         if not 100 <= self.status <= 599:
             raise AgentConnectionError(f"its status is {self.status}")
+        if self.status == 101 and self._may_upgrade:
+            self._upgraded = self._headed = self._until_close = True
+            return
         if self.status < 200:
             self.headers.clear()
             return
@@ -326,7 +363,7 @@ class _Connection(asyncio.Protocol):
         self._head_size = 0
 
     def on_message_complete(self) -> None:
-        if self._headed:
+        if self._headed and not self._upgraded:
             self._complete = True
             # Only now: the parser forgets what the head said once it is done with a message.
             self._keep_alive = self._parser.should_keep_alive()

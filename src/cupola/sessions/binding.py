@@ -18,6 +18,13 @@ def find(connection: Connection, agent: Agent, session_id: str) -> tuple[Session
     return None if session is None or version is None else (session, version)
 
 
+def find_by_key(connection: Connection, session_key: int) -> tuple[Session, Version] | None:
+    """A session by its key, and the version it is bound to."""
+    session = sessions.session_by_key(connection, session_key)
+    version = None if session is None else agents.version_by_key(connection, session.version_key)
+    return None if session is None or version is None else (session, version)
+
+
 def require_access(session: Session, caller: Principal) -> None:
     """Raises CupolaError (403) unless the session is the caller's."""
     if session.owner != caller.id and not caller.administrator:

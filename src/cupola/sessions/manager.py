@@ -113,10 +113,8 @@ class SessionManager:
 
         Raises CupolaError when the session belongs to someone else or no version can serve.
         """
-        if session_id is not None:
-            found = await self._database.read(lambda connection: binding.find(connection, agent, session_id))
-            if found is not None:
-                return await self._admit(*found, caller)
+        if session_id is not None and (found := await self.find(agent, session_id, caller)) is not None:
+            return found
         try:
             return await self.create(agent, session_id, number, caller)
         except IntegrityError:
@@ -125,6 +123,25 @@ class SessionManager:
             if found is None:
                 raise not_found(f"A version of agent {agent.name} that can serve") from None
             return await self._admit(*found, caller)
+
+    async def resume(self, session_key: int, caller: Principal) -> tuple[Session, Version] | None:
+        """The session of a key, as `resolve` gives it; None when it is gone."""
+        found = await self._database.read(lambda connection: binding.find_by_key(connection, session_key))
+        return None if found is None else await self._admit(*found, caller)
+
+    async def find(self, agent: Agent, session_id: str, caller: Principal) -> tuple[Session, Version] | None:
+        """The session of an id, as `resolve` gives it, but never a new one."""
+        found = await self._database.read(lambda connection: binding.find(connection, agent, session_id))
+        return None if found is None else await self._admit(*found, caller)
+
+    async def any_session(self, agent: Agent, caller: Principal) -> tuple[Session, Version]:
+        """A session for what is the same in all of them: one of the caller's with a sandbox of the version that new sessions
+        get, else a new one."""
+        version = await self._database.read(lambda connection: binding.version_for_new_session(connection, agent, None))
+        for live in self._live.values():
+            if live.version.key == version.key and live.session.owner == caller.id and live.agent is not None:
+                return live.session, version
+        return await self.create(agent, None, None, caller)
 
     async def create(
         self, agent: Agent, session_id: str | None, number: int | None, caller: Principal

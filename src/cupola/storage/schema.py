@@ -116,3 +116,14 @@ sessions = Table(
     UniqueConstraint("agent_key", "id"),
     sqlite_autoincrement=True,
 )
+
+session_references = Table(
+    "session_references",
+    metadata,
+    Column("kind", String, primary_key=True),
+    Column("id", String, primary_key=True),
+    Column("owner", String, primary_key=True),
+    Column("agent_key", Integer, ForeignKey("agents.key", ondelete="CASCADE"), primary_key=True, index=True),
+    Column("session_key", Integer, ForeignKey("sessions.key", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created_at", Integer, nullable=False, index=True),
+)

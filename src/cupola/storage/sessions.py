@@ -47,6 +47,12 @@ def find_session(connection: Connection, agent_key: int, session_id: str) -> Ses
     return None if row is None else _session(row)
 
 
+def session_by_key(connection: Connection, key: int) -> Session | None:
+    """One session by its key, or None."""
+    row = connection.execute(select(sessions).where(sessions.c.key == key)).first()
+    return None if row is None else _session(row)
+
+
 def list_sessions(connection: Connection, agent_key: int, owner: str | None, page: PageRequest) -> Page[Session]:
     """The sessions of an agent, in the order they were made; those of one owner if one is given."""
     query = select(sessions).where(sessions.c.agent_key == agent_key)

@@ -164,11 +164,11 @@ class Application:
             *EgressApi(world.egress, world.pool.renew).routes(),
             *FilesApi(lookup, world.volumes).routes(),
             *LogsApi(lookup, world.manager).routes(),
-            *Gateway(world.database, world.manager, max_body).routes(),
+            *Gateway(world.database, world.manager, world.references, max_body).routes(),
         ]
         project = Project(frozenset({"default", "other"}), routes)
         own = [*TokensApi(world.database, self.tokens).routes(), *MetricsApi(world.manager).routes()]
-        router = Router([*own, project.mount()], redirect_slashes=False)
+        router = Router([*own, *project.routes()], redirect_slashes=False)
         self.asgi: ASGIApp = RequestIds(Errors(Authentication(router, self.tokens)))
 
     def caller(self, principal: Principal | None = ADA) -> Caller:

@@ -96,12 +96,11 @@ async def test_what_the_agent_does_not_know_keeps_nobody_awake(world: World, ada
     assert len(working.asked) == 1
 
 
-async def test_a_request_that_is_answered_at_once_gets_no_id(world: World, ada: Caller) -> None:
+async def test_a_request_that_is_answered_at_once_is_not_asked_for_again(world: World, ada: Caller) -> None:
     working = Working()
     world.programs["working"] = program(working)
     await world.add(image="working")
     await ada.call("POST", AT_AGENT, {"background": False})
-    assert working.ids == [None]
     await asyncio.sleep(0.01)
     assert working.asked == []
 
@@ -112,3 +111,6 @@ def test_an_id_follows_the_partition_of_the_response_before_it() -> None:
     assert new_response_id(first)[:25] == first[:25]
     assert new_response_id(first) != first
     assert RESPONSE_ID.fullmatch(new_response_id("resp_of_somebody_else"))
+    conversation = "conv_" + "0123456789abcdef00" + "x" * 32
+    assert new_response_id(None, conversation)[7:25] == conversation[5:23]
+    assert new_response_id(first, conversation)[:25] == first[:25]

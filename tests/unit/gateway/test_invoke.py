@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from cupola.domain.ids import RESPONSE_ID
 from cupola.domain.version import VersionStatus
-from cupola.gateway import invoke as module
+from cupola.gateway import body, forward
 from cupola.sandbox.fake import FakeProcess
 from tests.unit.api.application import Application, Caller
 from tests.unit.sandbox.servers import Peer, Request, answer
@@ -74,7 +75,8 @@ async def test_an_agent_sees_only_the_headers_it_may_see(world: World, ada: Call
     secret = [(name, b"secret") for name in (b"cookie", b"x-forwarded-for", b"x-agent-user", b"x-identity-header")]
     shown = [(b"content-type", b"application/json"), (b"traceparent", b"00-1-2-03"), (b"x-request-id", b"my-id")]
     found = await ada.call("POST", AT_AGENT, {}, [*secret, *shown])
-    assert set(noted.requests[0].headers) == {(b"host", b"agent"), (b"content-length", b"2"), *shown}
+    given = (b"x-agent-response-id", found.headers["x-agent-response-id"].encode())
+    assert set(noted.requests[0].headers) == {(b"host", b"agent"), (b"content-length", b"2"), given, *shown}
     assert found.headers["x-request-id"] == "my-id"
 
 
@@ -85,6 +87,7 @@ async def test_the_answer_is_passed_on_with_the_sessions_id(world: World, ada: C
     found = await ada.call("POST", AT_AGENT, {"agent_session_id": "session-1"})
     assert (found.status, found.body) == (418, b"no")
     assert re.fullmatch(TIMING, found.headers.pop("server-timing"))
+    assert RESPONSE_ID.fullmatch(found.headers.pop("x-agent-response-id"))
     assert {name: value for name, value in found.headers.items() if name != "x-request-id"} == {
         "content-length": "2",
         "x-own": "1",
@@ -282,7 +285,7 @@ async def test_a_responses_body_has_a_limit(world: World, size: int) -> None:
 async def test_a_body_that_is_far_too_large_is_not_read_to_its_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DRAIN_LIMIT", 200)
+    monkeypatch.setattr(body, "DRAIN_LIMIT", 200)
     await world.add()
     exchange = Application(world, max_body=100).caller().open("POST", AT_AGENT)
     for _ in range(3):
@@ -503,7 +506,7 @@ async def test_a_request_that_a_dying_container_never_saw_goes_to_the_next_one(w
 async def test_an_agent_that_lives_but_accepts_no_connection_is_a_502(
     world: World, ada: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EXIT_NOTICE", 0.01)
+    monkeypatch.setattr(forward, "EXIT_NOTICE", 0.01)
     world.programs["lingers"] = agent = LingeringDeath()
     agent.LINGERS = 60
     await world.add(image="lingers")

@@ -10,32 +10,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cupola.domain.errors import CupolaError
-from cupola.gateway.invoke import _responses_target, _Target
+from cupola.gateway.target import Target, responses_target
 
 
 def reference(**fields: object) -> dict[str, object]:
     return {"type": "agent_reference", "name": "echo", **fields}
 
 
-def target(body: object, name_in_path: str | None = None) -> _Target:
-    return _responses_target(body if isinstance(body, bytes) else json.dumps(body).encode(), name_in_path)
+def target(body: object, name_in_path: str | None = None) -> Target:
+    return responses_target(body if isinstance(body, bytes) else json.dumps(body).encode(), name_in_path)
 
 
 @pytest.mark.parametrize(
     ("body", "name", "expected"),
     [
-        ({"agent_reference": reference()}, None, _Target("echo", None, None)),
-        ({"agent": reference()}, None, _Target("echo", None, None)),
-        ({"agent": reference(name="old"), "agent_reference": reference()}, None, _Target("echo", None, None)),
-        ({"agent_reference": reference()}, "echo", _Target("echo", None, None)),
-        ({}, "echo", _Target("echo", None, None)),
-        ({"agent_reference": None, "agent": None}, "echo", _Target("echo", None, None)),
-        ({"input": "x", "stream": True, "model": "m", "extra": {"a": [1]}}, "echo", _Target("echo", None, None)),
-        ({"agent_session_id": "session-1"}, "echo", _Target("echo", None, "session-1")),
-        ({"agent_session_id": None}, "echo", _Target("echo", None, None)),
+        ({"agent_reference": reference()}, None, Target("echo", None, None)),
+        ({"agent": reference()}, None, Target("echo", None, None)),
+        ({"agent": reference(name="old"), "agent_reference": reference()}, None, Target("echo", None, None)),
+        ({"agent_reference": reference()}, "echo", Target("echo", None, None)),
+        ({}, "echo", Target("echo", None, None)),
+        ({"agent_reference": None, "agent": None}, "echo", Target("echo", None, None)),
+        ({"input": "x", "stream": True, "model": "m", "extra": {"a": [1]}}, "echo", Target("echo", None, None)),
+        ({"agent_session_id": "session-1"}, "echo", Target("echo", None, "session-1")),
+        ({"agent_session_id": None}, "echo", Target("echo", None, None)),
     ],
 )
-def test_the_agent_and_session_of_a_request(body: dict[str, Any], name: str | None, expected: _Target) -> None:
+def test_the_agent_and_session_of_a_request(body: dict[str, Any], name: str | None, expected: Target) -> None:
     assert target(body, name) == expected
 
 
@@ -108,7 +108,7 @@ def test_a_session_id_that_cannot_be_is_refused(session_id: str) -> None:
 @given(st.binary(max_size=60) | st.text(max_size=40).map(lambda text: f'{{"agent": "{text}"}}'.encode()))
 def test_arbitrary_bytes_give_a_target_or_a_refusal(body: bytes) -> None:
     try:
-        found: _Target | CupolaError = target(body, "echo")
+        found: Target | CupolaError = target(body, "echo")
     except CupolaError as error:
         found = error
-    assert isinstance(found, _Target) or found.status in (400, 404)
+    assert isinstance(found, Target) or found.status in (400, 404)

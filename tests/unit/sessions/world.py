@@ -30,6 +30,7 @@ from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
 from cupola.sessions.primer import Primer
 from cupola.sessions.provisioner import Provisioner
+from cupola.sessions.references import References
 from cupola.sessions.volumes import LocalVolumes
 from cupola.storage import agents, sessions
 from cupola.storage.database import Database
@@ -232,6 +233,7 @@ class World:
             database, self.images, self.launcher, self.primer, LocalVolumes(directory / "trials"), 2,
             self.manager.version_activated, lambda: self.now,
         )  # fmt: skip
+        self.references = References(database, lambda: self.now)
         self.stopping = asyncio.Event()
         self._running: list[asyncio.Task[None]] = []
 
@@ -240,6 +242,7 @@ class World:
             asyncio.create_task(self.manager.run(self.stopping)),
             asyncio.create_task(self.provisioner.run(self.stopping)),
             asyncio.create_task(self.pool.run(self.stopping)),
+            asyncio.create_task(self.references.run(self.stopping)),
         ]
         await self.until(lambda: self.manager._group is not None and self.provisioner._group is not None)
         return self
