@@ -88,3 +88,35 @@ async def test_public_paths_need_no_token(path: str) -> None:
 async def test_paths_that_resemble_public_ones_are_not_public(path: str) -> None:
     with pytest.raises(CupolaError):
         await Door().knock(scope_of(path=path))
+
+
+def upgrade(*subprotocols: bytes) -> Scope:
+    return scope_of((b"upgrade", b"WebSocket"), *((b"sec-websocket-protocol", each) for each in subprotocols))
+
+
+@pytest.mark.parametrize(
+    "subprotocols", [[b"cupola.bearer, abc"], [b"cupola.bearer", b"abc"], [b"chat, cupola.bearer,abc", b"other"]]
+)
+def test_a_browser_offers_its_token_as_a_subprotocol(subprotocols: list[bytes]) -> None:
+    assert bearer_token(upgrade(*subprotocols)) == "abc"
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        upgrade(b"abc"),
+        upgrade(b"cupola.bearer"),
+        upgrade(b"abc, cupola.bearer"),
+        upgrade(b"cupola.bearer, \xe4"),
+        scope_of((b"sec-websocket-protocol", b"cupola.bearer, abc")),
+    ],
+)
+def test_other_subprotocols_are_no_token(scope: Scope) -> None:
+    with pytest.raises(CupolaError, match="There is no token"):
+        bearer_token(scope)
+
+
+def test_the_header_goes_before_a_subprotocol() -> None:
+    scope = upgrade(b"cupola.bearer, abc")
+    scope["headers"].append((b"authorization", b"Bearer def"))
+    assert bearer_token(scope) == "def"
