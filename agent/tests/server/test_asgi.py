@@ -132,7 +132,9 @@ async def test_a_starlette_app_by_this_server(listening: Listening) -> None:
     async def plain(request: Request) -> PlainTextResponse:
         assert request.client is not None
         body = (await request.body()).decode()
-        return PlainTextResponse(f"{request.method} {request.url.path} {request.query_params} {body} {request.state.shared}")
+        return PlainTextResponse(
+            f"{request.method} {request.url.path} {request.query_params} {body} {request.state.shared}"
+        )
 
     async def stream(_: Request) -> StreamingResponse:
         async def pieces() -> Any:
@@ -164,7 +166,10 @@ async def test_a_starlette_app_by_this_server(listening: Listening) -> None:
     )
     async with listening(app) as port:
         assert told == ["start"]
-        assert await ask(port, b"POST /plain?a=1 HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi") == (200, b"POST /plain a=1 hi state")
+        assert await ask(port, b"POST /plain?a=1 HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi") == (
+            200,
+            b"POST /plain a=1 hi state",
+        )
         assert await ask(port, b"HEAD /plain HTTP/1.1\r\n\r\n") == (200, b"")
         assert await ask(port, b"GET /stream HTTP/1.1\r\n\r\n") == (200, b"012")
         assert await ask(port, b"GET /none HTTP/1.1\r\n\r\n") == (404, b"Not Found")
@@ -201,7 +206,9 @@ async def test_an_application_of_ours_mounted_in_starlette(listening: Listening,
     async with listening(mounted(application)) as port:
         assert application.told == []
         assert await ask(port, b"POST /agent/a?b HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi") == (200, b"POST /a b hi")
-        assert await ask(port, b"POST /agent/stream HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2\r\nbc\r\n0\r\n\r\n") == (200, b"abc")
+        assert await ask(
+            port, b"POST /agent/stream HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"
+        ) == (200, b"abc")
         assert await ask(port, b"HEAD /agent/ HTTP/1.1\r\n\r\n") == (200, b"")
         assert application.told == ["start"]
 
