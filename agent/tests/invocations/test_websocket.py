@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import socket as sockets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,9 +11,10 @@ import pytest
 from cupola_agent import Agent, CallContext, SocketClosedError, WebSocket
 from cupola_agent.call import current_call
 from cupola_agent.logs import JsonFormatter
-from cupola_agent.server.serve import Server
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from agent.tests.invocations.serving import serving
 
 
 @asynccontextmanager
@@ -23,15 +23,8 @@ async def served(function: Callable[..., Any] | None, **environ: str) -> AsyncIt
     agent = Agent(environ=environ)
     if function is not None:
         agent.websocket(function)
-    listener = sockets.create_server(("127.0.0.1", 0))
-    server = Server(agent, grace_seconds=10)
-    await server.start([listener])
-    hurry = asyncio.Event()
-    try:
-        yield f"ws://127.0.0.1:{listener.getsockname()[1]}/invocations_ws"
-    finally:
-        hurry.set()
-        await server.stop(hurry)
+    async with serving(agent) as port:
+        yield f"ws://127.0.0.1:{port}/invocations_ws"
 
 
 @asynccontextmanager
