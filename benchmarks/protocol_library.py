@@ -51,8 +51,8 @@ class Effort:
     lone_events: int
 
 
-QUICK = Effort(rounds=3, starts=4, seconds=0.35, lone_events=20)
-FULL = Effort(rounds=7, starts=11, seconds=0.8, lone_events=50)
+QUICK = Effort(rounds=5, starts=4, seconds=0.15, lone_events=10)
+FULL = Effort(rounds=15, starts=11, seconds=0.35, lone_events=30)
 
 
 @dataclass
@@ -90,7 +90,8 @@ def events_row(at_once: int, per: str = "s") -> str:
     return f"stream events/{per}, {at_once}"
 
 
-READY, READY_MEMORY, LOADED_MEMORY = "ready after, ms", "memory when ready, MB", "memory after the load, MB"
+READY, READY_PROCESSOR = "ready after, ms", "processor time until ready, ms"
+READY_MEMORY, LOADED_MEMORY = "memory when ready, MB", "memory after the load, MB"
 EVENT_SIZE, DELAY = "bytes per event", "delay of a lone event, ms"
 
 
@@ -101,6 +102,7 @@ def measure_starts(figures: Figures, effort: Effort, folder: Path) -> None:
             with served(kind, command, folder / kind) as server:
                 if number > 0:
                     figures.add(READY, kind, 1000 * server.ready_after)
+                    figures.add(READY_PROCESSOR, kind, 1000 * server.cpu_seconds())
                     figures.add(READY_MEMORY, kind, server.megabytes())
 
 
@@ -141,7 +143,7 @@ def processor_time(server: Server) -> Iterator[list[float]]:
     used: list[float] = []
     before = server.cpu_seconds()
     yield used
-    used.append(max(server.cpu_seconds() - before, 0.01))
+    used.append(server.cpu_seconds() - before)
 
 
 def measure(effort: Effort, folder: Path) -> Figures:

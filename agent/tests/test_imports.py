@@ -1,9 +1,11 @@
 """What an agent costs at its start is what it imports; this is the list of what it may."""
 
+import http.client
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -41,13 +43,10 @@ def test_what_importing_the_library_loads() -> None:
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_what_a_running_agent_loads(start_agent: StartAgent, stored: bool) -> None:
-    import urllib.request
-
     agent = start_agent(_TOPS + _HELLO)
-    body = json.dumps({"input": "x", "store": stored}).encode()
-    request = urllib.request.Request(f"{agent.url}/responses", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert json.load(answer)["status"] == "completed"
+    with closing(http.client.HTTPConnection("127.0.0.1", agent.port, timeout=10)) as connection:
+        connection.request("POST", "/responses", json.dumps({"input": "x", "store": stored}))
+        assert json.load(connection.getresponse())["status"] == "completed"
     agent.process.terminate()
     output, _ = agent.process.communicate(timeout=10)
     tops, heavy = json.loads(output)

@@ -46,7 +46,8 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     made.root.setLevel(level)
 
 
-def access(path: str = "/responses", status: int = 200, outcome: str = "", **headers: str) -> None:
+def access(path: str = "/responses", status: int = 200, outcome: str = "", client_request_id: str = "") -> None:
+    headers = {"x-ms-client-request-id": client_request_id} if client_request_id else {}
     record_access("POST", path, status, 0.00123, headers, outcome)
 
 
@@ -69,7 +70,7 @@ async def test_json_lines_have_the_fields_of_the_call(process: Process) -> None:
     process.configure(as_json=True)
     start_log_fields(request_id="r")
     add_log_fields(response_id="caresp_1")
-    access(**{"x-ms-client-request-id": "theirs"})
+    access(client_request_id="theirs")
     try:
         raise ValueError("why")
     except ValueError:

@@ -3,7 +3,8 @@
     python -m agent.tests.blackbox.reference [PYTEST OPTIONS]
 
 `reference_differences.toml` names the cases that fail, each under the reason why that is a defect of the reference. A
-case that fails and is not named, or that is named and passes, ends the run with a status other than 0.
+case that fails and is not named, or that is named and passes, ends the run with a status other than 0; so does a name
+that no case has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +36,10 @@ class Difference:
 
     def covers(self, case: str) -> bool:
         return any(pattern.fullmatch(case) for pattern in self.cases)
+
+    def idle(self, failed: Collection[str]) -> list[str]:
+        """The patterns that no failed case has."""
+        return [pattern.pattern for pattern in self.cases if not any(map(pattern.fullmatch, failed))]
 
 
 def read_differences(text: str) -> list[Difference]:
@@ -80,7 +86,11 @@ def main(options: list[str]) -> int:
         print(f"fails and is not named: {case}")
     for case in passing:
         print(f"is named and passes: {case}")
-    return 1 if unnamed or passing or not recorder.outcomes else 0
+    # Of a part of the suite nothing can be said about the cases that were left out.
+    idle = [] if options else [pattern for difference in differences for pattern in difference.idle(failed)]
+    for pattern in idle:
+        print(f"names no case: {pattern}")
+    return 1 if unnamed or passing or idle or not recorder.outcomes else 0
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import httptools
 import pytest
 from cupola_agent.asgi import serve_asgi
 from cupola_agent.exchange import ClientDisconnectedError, Exchange, Socket, SocketClosedError
-from cupola_agent.server.asgi_host import AsgiHost, LifespanFailedError
-from cupola_agent.server.serve import Server
+from cupola_agent.server.asgi_host import AsgiHost
+from cupola_agent.server.serve import Server, StartFailedError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -198,7 +198,7 @@ async def test_an_app_that_fails_to_start_says_why() -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no key"})
 
-    with pytest.raises(LifespanFailedError, match="no key"):
+    with pytest.raises(StartFailedError, match="no key"):
         await AsgiHost(app).start()
 
 

@@ -11,7 +11,8 @@ from cupola_agent.exchange import BodyTooLargeError, ClientDisconnectedError, Ex
 Serve = Callable[..., AbstractAsyncContextManager[Any]]
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-HEAD = b"Host: a\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+UPGRADE = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
 TEXT = ((b"content-type", b"text/plain"),)
 
 
@@ -30,10 +31,10 @@ def post(path: bytes, body: bytes, *lines: bytes) -> bytes:
         (b"GET http://host/path?q HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /path q "),
         (b"GET http://host HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /  "),
         (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", b"OPTIONS *  "),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: v\r\n\r\n", b"POST /  abcde"),
+        (CHUNKED + b"3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: v\r\n\r\n", b"POST /  abcde"),
         (b"POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi", b"POST /  hi"),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc", b"POST /  abc"),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", b"POST /  x"),
+        (UPGRADE + b"Content-Length: 3\r\n\r\nabc", b"POST /  abc"),
+        (UPGRADE + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", b"POST /  x"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("byte_by_byte", [False, True])
@@ -385,7 +386,7 @@ async def test_the_body_in_pieces_as_it_arrives(serve: Serve) -> None:
 
     async def answer(exchange: Exchange) -> None:
         async for piece in exchange.chunks():
-            arrived.put_nowait(piece)
+            await arrived.put(piece)
         exchange.respond(200, TEXT, b"")
 
     async with serve(answer) as served:
@@ -449,12 +450,10 @@ async def test_a_body_beyond_the_limit(serve: Serve, length: bytes, monkeypatch:
 
 async def test_a_body_nobody_reads_makes_the_client_wait(serve: Serve) -> None:
     go_on = asyncio.Event()
-    sizes: list[int] = []
 
     async def answer(exchange: Exchange) -> None:
         await go_on.wait()
-        async for piece in exchange.chunks():
-            sizes.append(len(piece))
+        sizes = [len(piece) async for piece in exchange.chunks()]
         exchange.respond(200, TEXT, b"%d" % sum(sizes))
 
     size = 40_000_000

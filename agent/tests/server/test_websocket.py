@@ -70,6 +70,8 @@ async def test_an_upgrade_can_be_refused(serve: Serve) -> None:
         (UPGRADE + b"Sec-WebSocket-Key: short\r\n", 400),
         (b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 8\r\n" + KEY, 400),
         (b"Upgrade: websocket\r\nConnection: Upgrade\r\n" + KEY, 400),
+        (b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\xff\r\n" + KEY, 400),
+        (UPGRADE + b"Sec-WebSocket-Key: \xff\xfe\r\n", 400),
     ],
 )
 async def test_a_handshake_that_is_none(echo_server: Any, lines: bytes, status: int) -> None:
@@ -112,8 +114,8 @@ async def test_a_frame_that_is_not_allowed_closes(echo_server: Any, frame: bytes
 async def test_fragments_beyond_the_limit_close_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cupola_agent.server.websocket.MAX_MESSAGE", 1000)
     async with serve() as served, connect(url(served)) as client:
+        await client.send(["x" * 600, "y" * 600])
         with pytest.raises(ConnectionClosed) as closed:
-            await client.send(["x" * 600, "y" * 600])
             await client.recv()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1009

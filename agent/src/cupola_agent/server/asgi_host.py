@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from cupola_agent.exchange import ClientDisconnectedError, Exchange, Socket, SocketClosedError
+from cupola_agent.server.serve import StartFailedError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -14,10 +15,6 @@ AsgiApp = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message],
 _STOP_SECONDS = 10.0
 
 logger = logging.getLogger("cupola_agent.server")
-
-
-class LifespanFailedError(Exception):
-    """The app could not start."""
 
 
 class AsgiHost:
@@ -31,11 +28,11 @@ class AsgiHost:
         self._from_lifespan: asyncio.Queue[Message] = asyncio.Queue()
 
     async def start(self) -> None:
-        """Raises LifespanFailedError."""
+        """Raises StartFailedError."""
         self._lifespan = asyncio.create_task(self._live())
         answer = await self._tell("lifespan.startup")
         if answer["type"] == "lifespan.startup.failed":
-            raise LifespanFailedError(f"the app failed to start: {answer.get('message', '')}")
+            raise StartFailedError(f"the app failed to start: {answer.get('message', '')}")
 
     def drain(self) -> None:
         """ASGI has no word for it: the app goes on until its connections are done."""
@@ -63,7 +60,13 @@ class AsgiHost:
         scope = _scope("http", exchange, self._state)
         scope["method"] = exchange.method
         cycle = _HttpCycle(exchange)
-        await self._app(scope, cycle.receive, cycle.send)
+        try:
+            await self._app(scope, cycle.receive, cycle.send)
+        except Exception as error:
+            if not cycle.told_that_client_left:
+                raise
+            logger.debug("the app ended on a client that left: %r", error)
+            exchange.abort()
 
     async def talk(self, socket: Socket) -> None:
         scope = _scope("websocket", socket, self._state)
@@ -100,6 +103,7 @@ class _HttpCycle:
         self._body_ended = False
         self._over: asyncio.Event | None = None
         self._head: Message = {}
+        self.told_that_client_left = False
 
     async def receive(self) -> Message:
         if not self._body_ended:
@@ -137,6 +141,7 @@ class _HttpCycle:
         try:
             await exchange.drained()
         except ClientDisconnectedError:
+            self.told_that_client_left = True
             raise OSError("the client has left") from None
 
     def _end(self) -> None:

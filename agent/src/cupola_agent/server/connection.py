@@ -9,6 +9,7 @@ import httptools
 
 from cupola_agent.server.heads import render
 from cupola_agent.server.http_exchange import HttpExchange
+from cupola_agent.server.request_head import NAMES, header_name, split_target
 
 if TYPE_CHECKING:
     from cupola_agent.server.serve import Server
@@ -30,8 +31,6 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024
 
 _NEVER = float("inf")
-_names: dict[bytes, str] = {}
-_MAX_NAMES = 1024
 
 logger = logging.getLogger("cupola_agent.server")
 
@@ -97,14 +96,6 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         return self._current is None and self.websocket is None
-
-    @property
-    def client(self) -> tuple[str, int] | None:
-        return _address(self.transport.get_extra_info("peername"))
-
-    @property
-    def server_address(self) -> tuple[str, int] | None:
-        return _address(self.transport.get_extra_info("sockname"))
 
     # What the transport tells.
 
@@ -188,7 +179,7 @@ class Connection(asyncio.Protocol):
         if self._receiving is not None or self._resumed:
             return  # a trailer
         headers = self._headers
-        text = _names.get(name) or _decoded_name(name)
+        text = NAMES.get(name) or header_name(name)
         if text in headers:
             if text == "host":
                 self._stop(400)
@@ -215,7 +206,7 @@ class Connection(asyncio.Protocol):
             self._stop(501 if version == "1.1" else 400)
         self._upgrade = parser.should_upgrade()
         method = parser.get_method().decode()
-        target = _split(self._target)
+        target = split_target(self._target)
         if method == "CONNECT" or target is None:
             self._stop(400)
             return
@@ -352,7 +343,7 @@ class Connection(asyncio.Protocol):
         elif self._unstarted:
             self._unstarted = False
             self._start()
-        if self._current is None and not self._closing:
+        if self._current is None and not self._queue and not self._closing:
             self._send_refusal()
 
     def _send_refusal(self, status: int = 0) -> None:
@@ -402,34 +393,3 @@ class Connection(asyncio.Protocol):
             f"{name}: {headers[name]}\r\n" for name in ("content-length", "transfer-encoding") if name in headers
         )
         self.data_received(f"POST / HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + rest)
-
-
-def _address(name: object) -> tuple[str, int] | None:
-    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None
-
-
-def _decoded_name(name: bytes) -> str:
-    text = name.decode("latin-1").lower()
-    if len(_names) < _MAX_NAMES:
-        _names[name] = text
-    return text
-
-
-def _split(target: bytes) -> tuple[str, bytes, bytes] | None:
-    """Path decoded, path raw, query. None when it is no target of a request."""
-    if target[:1] != b"/":
-        if target == b"*":
-            return "*", target, b""
-        try:
-            url = httptools.parse_url(target)
-        except httptools.HttpParserInvalidURLError:
-            return None
-        target = (url.path or b"/") + (b"?" + url.query if url.query else b"")
-    raw, _, query = target.partition(b"?")
-    if b"#" in target:
-        return None
-    if b"%" not in raw:
-        return raw.decode("latin-1"), raw, query
-    from urllib.parse import unquote_to_bytes
-
-    return unquote_to_bytes(raw).decode("utf-8", "replace"), raw, query

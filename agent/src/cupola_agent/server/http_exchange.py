@@ -90,11 +90,11 @@ class HttpExchange:
 
     @property
     def client(self) -> tuple[str, int] | None:
-        return self._connection.client
+        return _address(self._connection.transport.get_extra_info("peername"))
 
     @property
     def server(self) -> tuple[str, int] | None:
-        return self._connection.server_address
+        return _address(self._connection.transport.get_extra_info("sockname"))
 
     # The body of the request.
 
@@ -269,7 +269,8 @@ class HttpExchange:
         if not self.sent:
             self.sent = True
             data = self._head + data
-        if data:
+        # A transport that failed says so to the connection only in the next turn of the loop.
+        if data and not self._connection.transport.is_closing():
             self._connection.transport.write(data)
 
     def _has_no_body(self, status: int) -> bool:
@@ -312,3 +313,7 @@ class HttpExchange:
                 callback()
             except Exception:
                 logger.exception("a callback for a client that left failed")
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from cupola_agent.environment import checked_port, read_grace_seconds, read_port
 from cupola_agent.exchange import Application
 from cupola_agent.logs import configure_logging
-from cupola_agent.server.serve import Server
+from cupola_agent.server.serve import Server, StartFailedError
 from cupola_agent.telemetry import instrumented
 from cupola_agent.version import server_identity
 
@@ -48,6 +48,8 @@ def run(application: Any, host: str = "0.0.0.0", port: int | None = None) -> Non
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(server, listener))
+    except StartFailedError as error:
+        _give_up(str(error))
     except OSError as error:
         _give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
 

@@ -63,6 +63,9 @@ class WebSocket:
         """Whether it is one; else it is refused already."""
         names = ("host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version")
         lines = "".join(f"{name}: {self.headers[name]}\r\n" for name in names if name in self.headers)
+        if not lines.isascii():
+            self._refuse(400)
+            return False
         self._protocol.receive_data(f"GET / HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
         for event in self._protocol.events_received():
             if isinstance(event, Request):
