@@ -78,6 +78,17 @@ async def test_tools_run_and_their_calls_and_outputs_are_items(caller: Caller) -
 
 
 @every
+async def test_a_conversation_goes_on_after_tools_that_ran_side_by_side(caller: Caller) -> None:
+    response = await caller.ask("get_weather Paris and Rome")
+    outputs = {item["call_id"]: item["output"] for item in of_type(response, "function_call_output")}
+    cities = {item["call_id"]: json.loads(item["arguments"])["city"] for item in of_type(response, "function_call")}
+    assert outputs == {call_id: f"sunny in {city}" for call_id, city in cities.items()}
+    assert sorted(cities.values()) == ["Paris", "Rome"]
+    assert text(response).count("sunny in") == 2
+    assert text(await caller.ask("first")) == "get_weather Paris and Rome"
+
+
+@every
 async def test_instructions_and_temperature_of_the_request_count_but_not_its_model(
     caller: Caller, model: ModelStub
 ) -> None:

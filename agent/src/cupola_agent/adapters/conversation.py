@@ -73,7 +73,8 @@ Entry = Said | Called | Returned
 class Conversation:
     """What was said and done, oldest first; `decisions` are those on calls that have not run yet, by call id.
 
-    Calls that nobody answered are left out, as no model goes on after one.
+    Calls that nobody answered are left out, as no model goes on after one, and so are outputs whose call is further
+    back than the history reaches.
     """
 
     entries: tuple[Entry, ...]
@@ -106,6 +107,8 @@ class Conversation:
                 if entry.call_id in called or entry.call_id not in answered:
                     continue
                 called.add(entry.call_id)
+            elif isinstance(entry, Returned) and past and entry.call_id not in called:
+                continue
             kept.append(entry)
         return cls(tuple(kept), decisions)
 
