@@ -11,6 +11,7 @@ import pytest
 from cupola_agent import Agent, CallContext, SocketClosedError, WebSocket
 from cupola_agent.call import current_call
 from cupola_agent.logs import JsonFormatter
+from cupola_agent.testing import TestClient, UpgradeRefusedError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -191,6 +192,21 @@ async def test_a_server_that_ends_closes_it_as_going_away() -> None:
     assert (await closed(client))[0] == 1001
 
 
-def test_only_an_async_function_can_hold_a_websocket() -> None:
-    with pytest.raises(TypeError, match="async"):
-        Agent(environ={}).websocket(lambda socket: None)
+async def yields(socket: WebSocket) -> AsyncIterator[str]:
+    yield "to nobody"
+
+
+@pytest.mark.parametrize("function", [lambda socket: None, yields])
+def test_only_an_async_function_can_hold_a_websocket(function: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="async function"):
+        Agent(environ={}).websocket(function)
+
+
+async def test_no_conversation_begins_while_the_process_ends() -> None:
+    agent = Agent(environ={})
+    agent.websocket(echo)
+    agent.drain()
+    with pytest.raises(UpgradeRefusedError) as caught:
+        async with TestClient(agent).websocket("/invocations_ws"):
+            pass
+    assert caught.value.status == 503
