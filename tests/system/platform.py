@@ -130,10 +130,15 @@ class Platform:
         return version
 
     def kill(self) -> None:
-        """`kill -9` of the server."""
+        """`kill -9` of the node."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def kill_server(self) -> None:
+        """`kill -9` of the server; the node then ends by itself."""
+        os.kill(self.server, signal.SIGKILL)
+        self.wait()
 
     def wait(self) -> int:
         """The exit code of a server that ends by itself."""

@@ -3,10 +3,12 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from cupola_agent import threads
 
 T = TypeVar("T")
 
@@ -21,6 +23,8 @@ class Handler:
     function: Callable[..., Any]
     names: tuple[str, ...]
     blocks: bool
+    streams: bool = False
+    """Whether calling it is known to give an async generator, and nothing else."""
 
     @classmethod
     def of(cls, function: Callable[..., Any], allowed: tuple[str, ...]) -> "Handler":
@@ -33,11 +37,13 @@ class Handler:
                     f"handler {_name(function)} asks for '{parameter}', "
                     f"but a handler takes only parameters named {', '.join(allowed)}"
                 )
-        return cls(function, tuple(parameter.name for parameter in parameters), _blocks(function))
+        names = tuple(parameter.name for parameter in parameters)
+        return cls(function, names, _blocks(function), inspect.isasyncgenfunction(function))
 
-    async def call(self, **offered: Any) -> Any:
-        """The value the handler gives, or an async generator of its pieces."""
-        arguments = {name: offered[name] for name in self.names}
+    async def call(self, arguments: Mapping[str, Any]) -> Any:
+        """The value the handler gives, or an async generator of its pieces. `arguments` has one for each name."""
+        if self.streams:
+            return self.function(**arguments)
         if self.blocks:
             result = await in_thread(lambda: self.function(**arguments))
         else:
@@ -53,6 +59,8 @@ def is_stream(value: Any) -> bool:
 
 def as_pieces(stream: Any) -> AsyncGenerator[Any, None]:
     """An async generator over a stream; closing it closes the stream."""
+    if isinstance(stream, AsyncGenerator):
+        return stream
     return iterate_in_thread(stream) if isinstance(stream, Iterator) else iterate(stream)
 
 
@@ -66,7 +74,7 @@ async def iterate(stream: AsyncIterator[T]) -> AsyncGenerator[T, None]:
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """Runs a blocking function in a thread of its own.
+    """Runs a blocking function in a thread that it has to itself.
 
     Not in the loop's pool: that one has few threads, a handler may wait minutes for a model, and the
     interpreter joins pool threads at exit, which would hold up a shutdown. A cancelled caller leaves the
@@ -95,7 +103,7 @@ async def in_thread(function: Callable[[], T]) -> T:
         else:
             _tell(loop, succeed, result)
 
-    threading.Thread(target=work, name="cupola-agent-handler", daemon=True).start()
+    threads.start(work)
     return await future
 
 
@@ -152,12 +160,24 @@ def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *argum
         # The process is going down: nobody waits for this any more.
 
 
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether it is a coroutine function or an async generator function, or wraps one."""
+    return any(
+        check(candidate)
+        for check in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        for candidate in _candidates(function)
+    )
+
+
 def _blocks(function: Callable[..., Any]) -> bool:
     """False when calling the function only makes a coroutine or a generator."""
-    inner = inspect.unwrap(getattr(function, "func", function))  # what a functools.partial wraps
-    candidates = (inner, getattr(inner, "__call__", None))  # noqa: B004
-    checks = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
-    return not any(check(candidate) for check in checks for candidate in candidates)
+    return not (is_async(function) or any(inspect.isgeneratorfunction(inner) for inner in _candidates(function)))
+
+
+def _candidates(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """What tells the kind of a function: itself, or what a functools.partial or an object with `__call__` wraps."""
+    inner = inspect.unwrap(getattr(function, "func", function))
+    return inner, getattr(inner, "__call__", None)  # noqa: B004
 
 
 def _name(function: Callable[..., Any]) -> str:
