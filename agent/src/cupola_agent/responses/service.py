@@ -79,6 +79,7 @@ class Responses:
 
     async def start(self) -> None:
         """Before the first call: goes on with what another process left."""
+        self.store.open()
         if self._resilience is not None:
             await asyncio.to_thread(self._resilience.journals.sweep)
             self._scanning = asyncio.create_task(self._scan(self._resilience))
