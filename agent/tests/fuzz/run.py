@@ -30,7 +30,7 @@ def main() -> int:
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     # Told to stop, it takes its agent with it.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as home, running(Path(home), {}, ECHO) as agent:
         target = Target(agent)
         try:
@@ -59,7 +59,10 @@ def fuzz(target: Target, requests: int, seed: int) -> int:
             target.send_raw(malformed.mutated(choose))
             raw += 1
         grown = (target.memory() - memory) / 2**20
-        print(f"{sum(counts.values()) + raw:6} requests, {time.monotonic() - started:4.0f} s, {grown:+.0f} MiB", flush=True)
+        print(
+            f"{sum(counts.values()) + raw:6} requests, {time.monotonic() - started:4.0f} s, {grown:+.0f} MiB",
+            flush=True,
+        )
     target.check_unharmed(descriptors, memory)
     print(f"{sum(counts.values())} answered: {dict(sorted(counts.items()))}; {raw} malformed; the agent is well")
     return 0
