@@ -1,4 +1,5 @@
-"""Kill -9 of the node, of the server, of sandboxes' first processes and of their children, at random under load; then look at what is left.
+"""Kill -9 of the node, of the server, of sandboxes' first processes and of their children, at random under load; then look at
+what is left.
 
 Every answer must be that of the session that was asked, failures need a cause, sessions come back, acknowledged files stay as
 they were, and nothing of the dead is left on the machine. As root: `python tests/soak/crash.py --rounds 1000`.

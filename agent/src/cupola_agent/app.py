@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, library_failed
 from cupola_agent.exchange import BodyTooLargeError, ClientDisconnectedError, Exchange, Socket
-from cupola_agent.handlers import Handler
+from cupola_agent.handlers import Handler, is_async
 from cupola_agent.http import Answer, Call, Header
 from cupola_agent.invocations import Invocations
 from cupola_agent.logs import start_log_fields
@@ -96,6 +96,10 @@ class Agent:
 
         def register(function: F) -> F:
             handler = Handler.of(function, RESPONSE_ARGUMENTS)
+            if "stream" in handler.names and not is_async(function):
+                raise TypeError(
+                    "a handler that takes 'stream' is an async function, because it writes on the event loop"
+                )
             options = replace(self._options, steerable=steerable, resilient=resilient)
             self._responses = Responses(
                 handler, self.environment, options, self._store, self._resilience() if resilient else None
@@ -157,6 +161,8 @@ class Agent:
 
     async def start(self) -> None:
         """Called by the server before the first call."""
+        if self.environment.hosted and not self._variables.get("FOUNDRY_PROJECT_ENDPOINT"):
+            logger.warning("FOUNDRY_PROJECT_ENDPOINT is not set: responses are kept in this sandbox only")
         if self._responses is not None:
             await self._responses.start()
 
