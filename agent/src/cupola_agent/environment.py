@@ -14,7 +14,8 @@ class Environment:
 
     `hosted` is true inside a platform. `session_id` is the session of this sandbox; every request then
     belongs to it unless it names another. `sse_keep_alive` is the longest silence of a stream in seconds, 0 for any.
-    `grace` is how many seconds requests in flight have to end after SIGTERM. `history_limit` is how many items of history a handler gets at most, -1 for all.
+    `grace` is how many seconds requests in flight have to end after SIGTERM. `history_limit` is how many items of history
+    a handler gets at most, -1 for all.
     """
 
     hosted: bool = False
