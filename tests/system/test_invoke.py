@@ -210,7 +210,7 @@ def test_logs_show_what_the_container_printed(platform: Platform, http: httpx2.C
     session = http.post(f"{ECHO}/openai/responses", json={"input": "x"}).headers["x-agent-session-id"]
     shown = platform.run("logs", "echo", session)
     assert shown.returncode == 0
-    assert "cupola_agent: " in shown.stdout
+    assert "INFO cupola_agent" in shown.stdout
     assert "The sandbox is ready" in shown.stdout
     with http.stream("GET", f"/agents/echo/versions/1/sessions/{session}:logstream?follow=false") as answer:
         lines = list(answer.iter_lines())

@@ -55,13 +55,13 @@ class SessionFinder:
         if target.conversation is not None and bound is None:
             made = continued is None and target.session_id is None
             found = await self._bind(target.conversation, *found, caller, made=made)
-        return _chosen(scope, *found, "responses")
+        return self._chosen(scope, *found, "responses")
 
     async def by_query(self, scope: Scope, protocol: str) -> tuple[Session, Version]:
         """The session that the query names, made when it is new; a new one when it names none."""
         wanted = session_in_query(scope)
         agent = await self._agent(scope, scope["path_params"]["name"])
-        return _chosen(scope, *await self._manager.resolve(agent, wanted, None, calling(scope)), protocol)
+        return self._chosen(scope, *await self._manager.resolve(agent, wanted, None, calling(scope)), protocol)
 
     async def of(self, scope: Scope, kind: ReferenceKind, reference_id: str, protocol: str) -> tuple[Session, Version]:
         """The session of a response or an invocation; the query may name it. Raises CupolaError (404), also for others'."""
@@ -80,14 +80,14 @@ class SessionFinder:
             found = None if session_key is None else await self._manager.resume(session_key, caller)
         if found is None or found[1].agent.project != project:
             raise _unknown(kind, reference_id)
-        return _chosen(scope, *found, protocol)
+        return self._chosen(scope, *found, protocol)
 
     async def any(self, scope: Scope, protocol: str) -> tuple[Session, Version]:
         """A session for what is the same in all of them, unless the query names one."""
         if session_in_query(scope) is not None:
             return await self.by_query(scope, protocol)
         agent = await self._agent(scope, scope["path_params"]["name"])
-        return _chosen(scope, *await self._manager.any_session(agent, calling(scope)), protocol)
+        return self._chosen(scope, *await self._manager.any_session(agent, calling(scope)), protocol)
 
     async def _agent(self, scope: Scope, name: str) -> Agent:
         project = scope["path_params"]["project"]
@@ -118,18 +118,17 @@ class SessionFinder:
         await self._manager.delete(session)
         return found
 
-
-def _chosen(scope: Scope, session: Session, version: Version, protocol: str) -> tuple[Session, Version]:
-    scope["cupola.session_id"] = session.id
-    scope["cupola.server_timing"].resolved()
-    if not version.definition.speaks(protocol):
-        spoken = ", ".join(entry.protocol for entry in version.definition.protocols)
-        raise CupolaError(
-            "ProtocolVersionNotSupported",
-            f"Version {version.name} does not declare the protocol {protocol}, only {spoken}; add it to "
-            "protocol_versions in a new version.",
-        )
-    return session, version
+    def _chosen(self, scope: Scope, session: Session, version: Version, protocol: str) -> tuple[Session, Version]:
+        scope["cupola.session_id"] = session.id
+        scope["cupola.server_timing"].resolved()
+        if not version.definition.speaks(protocol):
+            spoken = ", ".join(entry.protocol for entry in version.definition.protocols)
+            raise CupolaError(
+                "ProtocolVersionNotSupported",
+                f"Version {version.name} does not declare the protocol {protocol}, only {spoken}; add it to "
+                "protocol_versions in a new version.",
+            )
+        return session, version
 
 
 def _unknown(kind: ReferenceKind, reference_id: str, param: str | None = None) -> CupolaError:
