@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import subprocess
 import time
 from collections.abc import Callable
@@ -40,6 +41,17 @@ async def look(request: Request, context: CallContext):
 async def cancel(request: Request, context: CallContext):
     jobs[context.invocation_id] = "cancelled"
     return {"id": context.invocation_id, "status": "cancelled"}
+
+agent.run()
+"""
+MIRROR = """
+from cupola_agent import Agent, WebSocket
+agent = Agent()
+
+@agent.websocket
+async def mirror(socket: WebSocket) -> None:
+    async for message in socket:
+        await socket.send(message)
 
 agent.run()
 """
@@ -186,6 +198,28 @@ def test_a_game_over_a_websocket(platform: Platform, sample: Callable[[str], str
     assert str(begin["session"]).startswith("sess_")
     assert end == {"guesses": 1, "won": True}
     assert chosen == ("cupola.bearer" if browser else None)
+
+
+def test_large_messages_over_tls(platform: Platform, agent_image: Callable[[str, str], str]) -> None:
+    version = platform.deploy("mirror", agent_image("socket-mirror", MIRROR), protocol_versions=PROTOCOLS)
+    assert version["status"] == "active", version
+    variables = platform.client_variables()
+    address = variables["FOUNDRY_PROJECT_ENDPOINT"].replace("https", "wss", 1)
+    trusted = ssl.create_default_context(cafile=variables["SSL_CERT_FILE"])
+    headers = {"authorization": f"Bearer {platform.token('https://ai.azure.com')[1]}"}
+
+    async def mirrored() -> int:
+        url = f"{address}/agents/mirror/endpoint/protocols/invocations_ws"
+        async with connect(
+            url, proxy=None, ssl=trusted, additional_headers=headers, open_timeout=60, max_size=None
+        ) as client:
+            for size in (0, 1, 125, 126, 65_535, 65_536, 1_000_000, 4_000_000):
+                await client.send(b"x" * size)
+                assert await client.recv() == b"x" * size
+            await client.close(4000)
+        return client.close_code or 0
+
+    assert asyncio.run(mirrored()) == 4000
 
 
 def test_turns_over_a_websocket_with_the_plain_client(platform: Platform, sample: Callable[[str], str]) -> None:
