@@ -94,6 +94,11 @@ class DataFolder:
         return self.path / "sandboxes"
 
     @property
+    def run(self) -> Path:
+        """Where a server without root has what ends with it."""
+        return self.path / "run"
+
+    @property
     def server_log(self) -> Path:
         return self.path / "server.log"
 

@@ -17,6 +17,7 @@ import shutil
 import stat
 import tarfile
 from decimal import Decimal
+from pathlib import Path
 from typing import cast
 
 from cupola.images.decompress import LayerError
@@ -27,9 +28,17 @@ _WHITEOUT = ".wh."
 _OPAQUE_WHITEOUT = ".wh..wh..opq"
 _METADATA_WHITEOUT = ".wh..wh."
 OPAQUE = "trusted.overlay.opaque"
+UNPRIVILEGED_OPAQUE = "user.overlay.opaque"
+"""What overlayfs heeds instead when it is mounted inside a user namespace, where nobody may set the other."""
 _CAPABILITY = "security.capability"
 _MAX_PATH_BYTES = 4095
 _EXACT_TIME = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,30})?", re.ASCII)
+
+
+def is_opaque(directory: Path | int) -> bool:
+    """Whether a directory of a layer hides what lower layers have at its place."""
+    attributes = os.listxattr(directory)
+    return any(name in attributes and os.getxattr(directory, name) == b"y" for name in (OPAQUE, UNPRIVILEGED_OPAQUE))
 
 
 class Extractor:
@@ -155,7 +164,10 @@ class Extractor:
             self._make_opaque(path)
 
     def _make_opaque(self, path: str) -> None:
-        os.setxattr(path or ".", OPAQUE, b"y", follow_symlinks=False)
+        try:
+            os.setxattr(path or ".", OPAQUE, b"y", follow_symlinks=False)
+        except PermissionError:
+            os.setxattr(path or ".", UNPRIVILEGED_OPAQUE, b"y", follow_symlinks=False)
 
     def _ensure_directory(self, path: str, *, replace: bool = False) -> None:
         """Make `path` a directory, with its parents. `replace` says that anything else there gives way."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from cupola.domain.errors import CupolaError
-from cupola.images.extract import OPAQUE
+from cupola.images.extract import is_opaque
 from cupola.images.failures import disk_full, invalid_image, pull_failed, writing_below
 from cupola.images.sources import Blob, digest_mismatch
 from cupola.images.unpack import Answer, Request
@@ -51,8 +51,7 @@ class LayerStore:
 
     def hides_lower_layers(self, diff_id: str) -> bool:
         """Whether the layer starts the filesystem anew, which overlayfs does not heed at the root."""
-        path = self.path(diff_id)
-        return OPAQUE in os.listxattr(path) and os.getxattr(path, OPAQUE) == b"y"
+        return is_opaque(self.path(diff_id))
 
     async def unpack(self, diff_id: str, blob: Blob, max_bytes: int) -> None:
         """Unpack `blob`, of at most `max_bytes` uncompressed, in a process of its own.

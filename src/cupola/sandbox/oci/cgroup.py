@@ -45,9 +45,12 @@ def find_hierarchies(mountinfo: str | None = None) -> Hierarchies:
     controllers: dict[str, Path] = {}
     version_2: list[Path] = []
     topmost: dict[Path, str] = {}
-    for line in text.splitlines():
-        before, _, after = line.partition(" - ")
-        mount_point, kind = Path(before.split()[4]), after.split()[0]
+    lines = [line.partition(" - ") for line in text.splitlines()]
+    mount_points = [Path(before.split()[4]) for before, _, _ in lines]
+    for number, (_, _, after) in enumerate(lines):
+        mount_point, kind = mount_points[number], after.split()[0]
+        if any(mount_point != later and mount_point.is_relative_to(later) for later in mount_points[number + 1 :]):
+            continue  # something was mounted over a directory above it
         topmost[mount_point] = kind
         if kind == "cgroup2":
             version_2.append(mount_point)
@@ -80,6 +83,15 @@ class ControlGroups:
         self._memory = hierarchies.unified or hierarchies.controllers.get("memory")
         self._freezer = hierarchies.unified or hierarchies.controllers.get("freezer")
         self._unified = hierarchies.unified is not None
+
+    @property
+    def exist(self) -> bool:
+        """Whether sandboxes have groups at all."""
+        return bool(self._roots)
+
+    @property
+    def can_freeze(self) -> bool:
+        return self._freezer is not None
 
     def path(self, name: str) -> str:
         """The group of a sandbox as an OCI runtime wants it: `linux.cgroupsPath`."""

@@ -18,19 +18,21 @@ import shutil
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, Stream, unbroken
 from cupola.sandbox.oci import linux, process
-from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
+from cupola.sandbox.oci.cgroup import ControlGroups, Hierarchies, find_hierarchies, needs_hybrid_hidden
+from cupola.sandbox.oci.delegation import enforceable
 from cupola.sandbox.oci.disk import Disk
 from cupola.sandbox.oci.mounts import attach_directories, make_directories, mount_overlay
 from cupola.sandbox.oci.network import forwarding
 from cupola.sandbox.oci.network.network import Network, NetworkSettings, SandboxNetwork
 from cupola.sandbox.oci.pipes import HeldPipes, OutputBudget, OutputPipe, open_pipe, open_standard_input
-from cupola.sandbox.oci.runtime_config import FILES, HOME, User, resolve_user, runtime_config
+from cupola.sandbox.oci.runtime_config import CONTROLLERS, FILES, HOME, LIMITS, User, resolve_user, runtime_config
 from cupola.sandbox.oci.trees import remove_tree
 
 logger = logging.getLogger(__name__)
@@ -136,7 +138,8 @@ class OciDriver(Driver):
     `installation` names this platform's data (letters and digits); `run` is a directory on a file system that is
     empty after a boot; `data` is on a disk with room for writable layers; `runtime` is the program, else the first
     of crun and runc on the PATH. `network` says what sandboxes find around them; `session_disk` and `disk_reserve` are in
-    bytes: what a sandbox may keep on the disk, and what all of them leave free; 0 is no limit.
+    bytes: what a sandbox may keep on the disk, and what all of them leave free; 0 is no limit. With `rootless`
+    this process is root only in a user namespace, and sees the control groups alone that are delegated to it.
     """
 
     isolation = Isolation(filesystem=True, processes=True, network=True, resource_limits=True)
@@ -150,7 +153,9 @@ class OciDriver(Driver):
         network: NetworkSettings | None = None,
         session_disk: int = 0,
         disk_reserve: int = 0,
+        rootless: bool = False,
     ) -> None:
+        self._rootless = rootless
         self._run = run
         self._bundles = run / "bundles"
         self._state = run / STATE
@@ -159,7 +164,9 @@ class OciDriver(Driver):
         self._requested_runtime = runtime
         # The kernel of a runsc sandbox is a process, which has seen its mounts once and for all.
         self.can_attach = Path(runtime or "").name != RUNSC
-        self.network = Network(installation, run, network or NetworkSettings())
+        settings = network or NetworkSettings()
+        self.network = Network(installation, run, replace(settings, isolated=True) if rootless else settings)
+        self._controllers = CONTROLLERS
         self._sandboxes: dict[str, OciSandbox] = {}
         self._outputs: dict[str, tuple[OutputPipe, ...]] = {}
         self._budget = OutputBudget()
@@ -184,9 +191,11 @@ class OciDriver(Driver):
             raise SandboxError(f"no OCI runtime: {wanted} is not on the PATH (on Debian and Ubuntu: apt install crun)")
         self._program = program
         hierarchies = find_hierarchies()
-        if not hierarchies.roots:
+        if not hierarchies.roots and not self._rootless:
             raise SandboxError("no control groups are mounted at /sys/fs/cgroup: limits could not be enforced")
         self._groups = ControlGroups(f"cupola-{self._installation}", hierarchies)
+        if self._rootless:
+            self._use_delegated(hierarchies)
         for directory in (self._bundles, self._state, self._data):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._disk = Disk(self._data, self._session_disk, self._disk_reserve, self._groups, self._end)
@@ -197,6 +206,19 @@ class OciDriver(Driver):
         self.no_egress = self.network.no_egress
         if self.no_egress is None and self.network.warning is not None:
             logger.warning("%s", self.network.warning)
+
+    def _use_delegated(self, hierarchies: Hierarchies) -> None:
+        """Without root there are the limits, and the rest, that delegated control groups allow."""
+        self._controllers = enforceable(hierarchies)
+        self.can_freeze = self._groups.can_freeze
+        lacking = LIMITS - self._controllers
+        if lacking:
+            self.isolation = replace(self.isolation, resource_limits=False)
+            logger.warning(
+                "sandboxes are not limited in %s: no control groups for it are delegated to this user; `cupola doctor` "
+                "says more",
+                ", ".join(sorted(lacking)),
+            )
 
     async def close(self) -> None:
         await self._disk.close()
@@ -280,7 +302,7 @@ class OciDriver(Driver):
     def _runtime_options(self) -> list[str]:
         name = Path(self._program).name
         if name == "crun":
-            return ["--cgroup-manager", "cgroupfs"]
+            return ["--cgroup-manager", "cgroupfs" if self._groups.exist else "disabled"]
         # The network namespace in which it runs is the sandbox's own, where the platform listens and connects.
         return ["--network=host"] if name == RUNSC else []
 
@@ -302,7 +324,7 @@ class OciDriver(Driver):
         resolver.chmod(0o644)
         mount_overlay(spec.layers, writable / "upper", writable / "work", root)
         group = self._groups.path(spec.name)
-        config = runtime_config(spec, root, hosts, resolver, home, files, group, network.path, user)
+        config = runtime_config(spec, root, hosts, resolver, home, files, group, network.path, user, self._controllers)
         (bundle / "config.json").write_text(json.dumps(config))
         return user
 
@@ -376,6 +398,14 @@ class OciDriver(Driver):
             for pipe in self._outputs.pop(name, ()):
                 pipe.finish()
 
+    def _kill(self, name: str) -> None:
+        """Kill the first process of a sandbox, and so all of them, where no control group holds them together."""
+        sandbox = self._sandboxes.get(name)
+        if sandbox is not None and not sandbox.exited.done():
+            # It may have ended since, but nobody else has its number before this process has reaped it.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(sandbox.pid, signal.SIGKILL)
+
     def hurry(self) -> None:
         hurry = self._hurry_requested()
         if not hurry.done():
@@ -387,6 +417,8 @@ class OciDriver(Driver):
         return self._hurry
 
     def _remove(self, name: str) -> None:
+        if not self._groups.exist:
+            self._kill(name)
         self._groups.remove(name)
         with contextlib.suppress(OSError):
             linux.unmount(str(self._bundles / name / "root"))

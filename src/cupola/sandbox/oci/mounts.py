@@ -52,6 +52,8 @@ def mount_overlay(layers: tuple[Path, ...], upper: Path, work: Path, target: Pat
     try:
         *lower, upper_path, work_path = (f"/proc/self/fd/{descriptor}" for descriptor in descriptors)
         options = f"lowerdir={':'.join(lower)},upperdir={upper_path},workdir={work_path}"
+        if linux.in_user_namespace():
+            options += ",userxattr"
         linux.mount("overlay", str(target), "overlay", linux.MS_NODEV | linux.MS_NOSUID, options)
     finally:
         for descriptor in descriptors:

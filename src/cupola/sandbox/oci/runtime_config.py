@@ -32,6 +32,9 @@ MASKED = (
     "/sys/firmware",
 )  # fmt: skip
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+LIMITS = frozenset({"memory", "pids", "cpu"})
+"""The controllers of control groups that hold a sandbox to its limits."""
+CONTROLLERS = LIMITS | {"devices"}
 _DEVICES = (
     # type, major, minor: null, zero, full, random, urandom, tty, pseudo terminals
     ("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 5, 0), ("c", 5, 2), ("c", 136, None),
@@ -48,10 +51,11 @@ def runtime_config(
     cgroup: str,
     network: str,
     user: User,
+    controllers: frozenset[str] = CONTROLLERS,
 ) -> dict[str, Any]:
     """The whole configuration. `root` is the mounted root, `hosts` and `resolver` are files that become `/etc/hosts` and
     `/etc/resolv.conf`, `home` and `files` are the host's directories for what the specification names so, `network` is
-    the path of a network namespace."""
+    the path of a network namespace. `controllers` are those of CONTROLLERS that can be used."""
     open_files = open_files_limit()
     capabilities = list(CAPABILITIES)
     return {
@@ -96,21 +100,26 @@ def runtime_config(
                 *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
                 {"type": "network", "path": network},
             ],
-            "resources": {
-                "memory": {"limit": spec.memory, "swap": spec.memory},
-                "cpu": {"quota": max(1000, int(spec.cpu * CPU_PERIOD)), "period": CPU_PERIOD,
-                        "shares": max(2, int(spec.cpu * CPU_SHARES))},
-                "pids": {"limit": PIDS_LIMIT},
-                "devices": [
-                    {"allow": False, "access": "rwm"},
-                    *({"allow": True, "type": kind, "major": major, "access": "rwm"}
-                      | ({} if minor is None else {"minor": minor}) for kind, major, minor in _DEVICES),
-                ],
-            },
+            "resources": {name: value for name, value in _resources(spec).items() if name in controllers},
             "seccomp": seccomp.profile(),
             "maskedPaths": list(MASKED),
             "readonlyPaths": list(READ_ONLY),
         },
+    }  # fmt: skip
+
+
+def _resources(spec: SandboxSpec) -> dict[str, Any]:
+    """By the controller that each is for."""
+    return {
+        "memory": {"limit": spec.memory, "swap": spec.memory},
+        "cpu": {"quota": max(1000, int(spec.cpu * CPU_PERIOD)), "period": CPU_PERIOD,
+                "shares": max(2, int(spec.cpu * CPU_SHARES))},
+        "pids": {"limit": PIDS_LIMIT},
+        "devices": [
+            {"allow": False, "access": "rwm"},
+            *({"allow": True, "type": kind, "major": major, "access": "rwm"}
+              | ({} if minor is None else {"minor": minor}) for kind, major, minor in _DEVICES),
+        ],
     }  # fmt: skip
 
 
