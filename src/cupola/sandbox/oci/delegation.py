@@ -17,7 +17,7 @@ from cupola.sandbox.oci.runtime_config import LIMITS
 
 CGROUPS = Path("/sys/fs/cgroup")
 RESERVED = "cupola-server"
-"""The group inside of a delegated one that the platform itself is in: version 2 lets nothing be in a group that limits others."""
+"""The group inside of a delegated one that the platform itself is in: version 2 lets none be in a group that limits others."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,8 @@ def find_delegation(hierarchies: Hierarchies, own: str | None = None) -> Delegat
         _, names, path = line.split(":", 2)
         if names.startswith("name="):
             continue  # it has no controllers
-        if names:
-            mount_point = hierarchies.controllers.get(names.split(",")[0])
-        else:
-            mount_point = hierarchies.unified or hierarchies.hybrid
+        version_1 = hierarchies.controllers.get(names.split(",")[0])
+        mount_point = version_1 if names else hierarchies.unified or hierarchies.hybrid
         if mount_point is None or not _is_ours(group := mount_point / path.lstrip("/")):
             continue
         if names:

@@ -41,6 +41,7 @@ LOCK_NAME = "lock"
 STATE = "state"
 HIDING_SIZE = "size=64m"
 """Of what hides a mount of control groups: a runtime writes a page there for each sandbox. Memory is taken as it is used."""
+CRUN = "crun"
 RUNSC = "runsc"
 RUNTIME_CACHE = ".cache"
 LONGEST_REPORT = 64 * 1024
@@ -184,11 +185,13 @@ class OciDriver(Driver):
     async def open(self) -> None:
         if os.geteuid() != 0:
             raise SandboxError("the oci driver makes mounts, namespaces and control groups: run `cupola up` as root")
-        found = self._requested_runtime or shutil.which("crun") or shutil.which("runc")
+        found = self._requested_runtime or shutil.which("crun") or (None if self._rootless else shutil.which("runc"))
         program = shutil.which(found) if found else None
         if program is None:
             wanted = self._requested_runtime or "crun or runc"
             raise SandboxError(f"no OCI runtime: {wanted} is not on the PATH (on Debian and Ubuntu: apt install crun)")
+        if self._rootless and Path(program).name != CRUN:
+            raise SandboxError(f"without root the OCI runtime can only be crun, not {program}")
         self._program = program
         hierarchies = find_hierarchies()
         if not hierarchies.roots and not self._rootless:
@@ -301,7 +304,7 @@ class OciDriver(Driver):
 
     def _runtime_options(self) -> list[str]:
         name = Path(self._program).name
-        if name == "crun":
+        if name == CRUN:
             return ["--cgroup-manager", "cgroupfs" if self._groups.exist else "disabled"]
         # The network namespace in which it runs is the sandbox's own, where the platform listens and connects.
         return ["--network=host"] if name == RUNSC else []
