@@ -1,4 +1,4 @@
-"""Become an ordinary user who exists for this process alone, and run a program: `python -m tests.system.as_user REQUEST PROGRAM…`.
+"""Become an ordinary user who exists for this process alone: `python -m tests.system.as_user REQUEST PROGRAM ARGUMENT…`.
 
 The user stands in copies of /etc/passwd, /etc/subuid and /etc/subgid that are mounted over the host's in a mount namespace of
 the process's own: nothing of the host is changed. Takes root.
@@ -15,6 +15,7 @@ from pathlib import Path
 from cupola.node.privileges import reveal
 from cupola.sandbox.oci import linux
 
+PROJECT = Path(__file__).parents[2]
 NUMBER = 61190
 NAME = "cupola-tester"
 SUBORDINATE = 1 << 30
@@ -34,7 +35,15 @@ class Request:
 
     def command(self, *program: str) -> list[str]:
         """What to run for `program` to run as the user."""
-        return [sys.executable, "-m", "tests.system.as_user", json.dumps(asdict(self)), *program]
+        return [
+            "env",
+            f"--chdir={PROJECT}",
+            sys.executable,
+            "-m",
+            "tests.system.as_user",
+            json.dumps(asdict(self)),
+            *program,
+        ]
 
 
 def main() -> None:
@@ -51,13 +60,13 @@ def main() -> None:
         copy.chmod(0o644)
         linux.mount(str(copy), f"/etc/{name}", "", linux.MS_BIND)
         copy.unlink()
-    reveal(Path(request.writable), [Path(path) for path in request.readable])
-    os.chdir("/")
+    reveal(Path(request.writable), [PROJECT, *(Path(path) for path in request.readable)])
+    os.chdir(PROJECT)
     os.setgroups([])
     os.setresgid(NUMBER, NUMBER, NUMBER)
     os.setresuid(NUMBER, NUMBER, NUMBER)
     os.environ["HOME"], os.environ["USER"] = request.writable, NAME
-    os.execvp(sys.argv[2], sys.argv[2:])
+    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - what a test wants to be run
 
 
 if __name__ == "__main__":

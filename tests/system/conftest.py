@@ -14,7 +14,9 @@ import pytest
 
 from cupola.images.debian import build_base
 from scripts.build_sample import build
+from tests.system.as_user import NUMBER
 from tests.system.engine import EngineUnavailable, PrivateEngine, serve_engine
+from tests.system.ordinary import OrdinaryUser, missing
 from tests.system.platform import Platform, traces
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +41,24 @@ def base_root() -> Path:
     """An unpacked root file system with Python and a shell."""
     CACHE.mkdir(exist_ok=True)
     return build_base(CACHE / "images")
+
+
+@pytest.fixture(scope="session")
+def ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> OrdinaryUser:
+    """A user of the tests' own who is not root."""
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)
+    return OrdinaryUser(tmp_path_factory.mktemp("ordinary"))
+
+
+@pytest.fixture(scope="session")
+def ordinary_root(base_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base root as the ordinary user's node has it: what belongs to root inside belongs to the user."""
+    copy = tmp_path_factory.mktemp("ordinary-root") / "base"
+    subprocess.run(["cp", "-a", base_root, copy], check=True)
+    subprocess.run(["chown", "-hR", f"{NUMBER}:{NUMBER}", copy], check=True)
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -187,7 +187,9 @@ _ALLOWING = {
 
 def _mapping_programs(rootless: Rootless) -> Check:
     if rootless.lacking:
-        return Check("mapping of ids", "missing", f"no {' and '.join(rootless.lacking)} on the PATH", "apt install uidmap")
+        return Check(
+            "mapping of ids", "missing", f"no {' and '.join(rootless.lacking)} on the PATH", "apt install uidmap"
+        )
     return Check("mapping of ids", "ok", "newuidmap and newgidmap")
 
 

@@ -67,7 +67,9 @@ def run_rootless(
             alive, life = os.pipe()
             node = os.fork()
         except OSError as error:
-            raise CupolaError("no_privilege", f"The system refuses what a server without root needs: {error}.") from error
+            raise CupolaError(
+                "no_privilege", f"The system refuses what a server without root needs: {error}."
+            ) from error
         if node == 0:
             os._exit(_be_the_node(node_end, folder, parts))
         os.close(life)
