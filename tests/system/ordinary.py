@@ -6,14 +6,16 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cupola.sandbox.oci.cgroup import find_hierarchies
 from cupola.sandbox.oci.delegation import RESERVED
 from cupola.sandbox.oci.runtime_config import LIMITS
-from tests.system.as_user import NUMBER, Request
+from tests.system.as_user import COUNT, NUMBER, SUBORDINATE, Request
+from tests.system.platform import CUPOLA, Platform
 
 ETC = (Path("/etc/passwd"), Path("/etc/subuid"), Path("/etc/subgid"))
 _numbers = itertools.count(1)
@@ -79,3 +81,51 @@ class OrdinaryUser:
                 for path in (group / RESERVED, group):
                     if path.exists():
                         path.rmdir()
+
+
+class OrdinaryPlatform(Platform):
+    """A platform that the user has started."""
+
+    def __init__(self, data: Path, request: Request, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(data, settings, request.command(*CUPOLA, "up"))
+        self._request = request
+
+    @property
+    def server(self) -> int:
+        return self._child(on_host=True)
+
+    @property
+    def node(self) -> int:
+        """The process id of the node, as the host counts."""
+        return self._child(on_host=False)
+
+    def _child(self, *, on_host: bool) -> int:
+        host = Path("/proc/self/ns/user").readlink()
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        (found,) = (int(child) for child in children if (Path(f"/proc/{child}/ns/user").readlink() == host) == on_host)
+        return found
+
+    def run(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._request.command(*CUPOLA, *arguments),
+            env=self.variables, capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+
+
+def living() -> dict[int, int]:
+    """The processes of ordinary users of tests, with the user that the host knows each by. What is dead and waits for its
+    parent does not count."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal():
+            continue
+        try:
+            lines = (process / "status").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+        user = int(status["Uid"][0])
+        is_ours = user == NUMBER or SUBORDINATE <= user < SUBORDINATE + COUNT
+        if is_ours and status["State"][0] not in ("Z", "X"):
+            found[int(process.name)] = user
+    return found
