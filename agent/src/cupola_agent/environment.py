@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 DEFAULT_PORT = 8088
 DEFAULT_GRACE_SECONDS = 30
+DEFAULT_KEEP_ALIVE_SECONDS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,21 +13,27 @@ class Environment:
     """Platform settings. Texts are "" when not set.
 
     `hosted` is true inside a platform. `session_id` is the session of this sandbox; every request then
-    belongs to it unless it names another.
+    belongs to it unless it names another. `sse_keep_alive` is the longest silence of a stream in seconds, 0 for any.
+    `history_limit` is how many items of history a handler gets at most, -1 for all.
     """
 
     hosted: bool = False
     agent_name: str = ""
     agent_version: str = ""
     session_id: str = ""
+    sse_keep_alive: int = DEFAULT_KEEP_ALIVE_SECONDS
+    history_limit: int = -1
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Environment":
+        """Raises ValueError for a value that is not what it should be."""
         return cls(
             hosted=bool(variables.get("FOUNDRY_HOSTING_ENVIRONMENT")),
             agent_name=variables.get("FOUNDRY_AGENT_NAME", ""),
             agent_version=variables.get("FOUNDRY_AGENT_VERSION", ""),
             session_id=variables.get("FOUNDRY_AGENT_SESSION_ID", ""),
+            sse_keep_alive=_seconds(variables, "SSE_KEEPALIVE_INTERVAL", DEFAULT_KEEP_ALIVE_SECONDS),
+            history_limit=_history_limit(variables),
         )
 
 
@@ -47,9 +54,20 @@ def checked_port(value: str | int, name: str) -> int:
 
 def read_grace_seconds(variables: Mapping[str, str]) -> int:
     """Seconds that requests in flight have to end after SIGTERM (contract section 1.4); never negative."""
-    name = "AGENTSERVER_GRACEFUL_SHUTDOWN_TIMEOUT_SECONDS"
-    value = variables.get(name) or DEFAULT_GRACE_SECONDS
+    return _seconds(variables, "AGENTSERVER_GRACEFUL_SHUTDOWN_TIMEOUT_SECONDS", DEFAULT_GRACE_SECONDS)
+
+
+def _seconds(variables: Mapping[str, str], name: str, default: int) -> int:
+    value = variables.get(name) or default
     try:
         return max(0, int(value))
     except ValueError:
         raise ValueError(f"{name} must be a whole number of seconds, not {value!r}") from None
+
+
+def _history_limit(variables: Mapping[str, str]) -> int:
+    name = "DEFAULT_FETCH_HISTORY_ITEM_COUNT"
+    value = variables.get(name) or "-1"
+    if value != "-1" and not (value.isdecimal() and int(value) > 0):
+        raise ValueError(f"{name} must be -1 or a positive number, not {value!r}")
+    return int(value)

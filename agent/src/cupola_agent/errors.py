@@ -4,17 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cupola_agent import jsons
-from cupola_agent.asgi import Answer, json_answer
+from cupola_agent.http import Answer
 
-SOURCE_HEADER = "x-platform-error-source"
-DETAIL_HEADER = "x-platform-error-detail"
+SOURCE_HEADER = b"x-platform-error-source"
+DETAIL_HEADER = b"x-platform-error-detail"
 
 _MAX_DETAIL = 2048
 _CUT = "...[truncated]"
 
 
 class ApiError(Exception):
-    """An error to answer. `source` is `user`, `platform` or `upstream` (the developer's handler)."""
+    """An error to answer. `source` is `user`, `platform` or `upstream` (the developer's handler).
+
+    `detail` is for the platform alone: which exception of the library or of a store it was.
+    """
 
     def __init__(
         self,
@@ -26,6 +29,7 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
         source: str = "user",
         details: Sequence[Mapping[str, str]] = (),
+        detail: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -35,10 +39,36 @@ class ApiError(Exception):
         self.kind = kind
         self.source = source
         self.details = tuple(details)
+        self.detail = detail
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The `error` object of the answer."""
+        body: dict[str, Any] = {
+            "message": self.message,
+            "type": self.kind,
+            "code": self.code,
+            "param": self.param,
+        }
+        if self.details:
+            body["details"] = list(self.details)
+        if self.status == 400:
+            body["additionalInfo"] = {"request_id": request_id}
+        return body
+
+    def answer(self, request_id: str) -> Answer:
+        headers = [(SOURCE_HEADER, self.source.encode())]
+        if self.detail:
+            headers.append((DETAIL_HEADER, _printable(self.detail)))
+        return Answer.json(self.status, jsons.encode({"error": self.body(request_id)}), *headers)
 
 
 def invalid_request(message: str, param: str | None = None, code: str = "invalid_request") -> ApiError:
     return ApiError(400, code, message, param=param)
+
+
+def not_found(response_id: str) -> ApiError:
+    message = f"Response with id '{response_id}' not found."
+    return ApiError(404, "invalid_request_error", message, param="response_id")
 
 
 def handler_failed() -> ApiError:
@@ -46,25 +76,24 @@ def handler_failed() -> ApiError:
     return ApiError(500, "server_error", "internal server error", kind="server_error", source="upstream")
 
 
-def error_answer(error: ApiError, request_id: str) -> Answer:
-    body: dict[str, Any] = {
-        "message": error.message,
-        "type": error.kind,
-        "code": error.code,
-        "param": error.param,
-    }
-    if error.details:
-        body["details"] = list(error.details)
-    if error.status == 400:
-        body["additionalInfo"] = {"request_id": request_id}
-    return json_answer(error.status, jsons.encode({"error": body}), (SOURCE_HEADER, error.source))
+def shutting_down() -> ApiError:
+    """Contract section 1.4."""
+    return ApiError(503, "service_unavailable", "Server is shutting down.", kind="server_error", source="platform")
 
 
-def library_failed(error: Exception) -> Answer:
-    """The answer to a fault of this library: the platform, not the caller, reads its detail."""
-    body = {"message": "internal server error", "type": "server_error", "code": "server_error", "param": None}
-    detail = f"{type(error).__name__}: {error}"
+def library_failed(error: Exception) -> ApiError:
+    """A fault of this library or of the platform: the platform, not the caller, reads its detail."""
+    return ApiError(
+        500,
+        "server_error",
+        "internal server error",
+        kind="server_error",
+        source="platform",
+        detail=f"{type(error).__name__}: {error}",
+    )
+
+
+def _printable(detail: str) -> bytes:
     if len(detail) > _MAX_DETAIL:
         detail = detail[: _MAX_DETAIL - len(_CUT)] + _CUT
-    printable = "".join(sign if " " <= sign <= "~" else "?" for sign in detail)
-    return json_answer(500, jsons.encode({"error": body}), (SOURCE_HEADER, "platform"), (DETAIL_HEADER, printable))
+    return "".join(sign if " " <= sign <= "~" else "?" for sign in detail).encode()

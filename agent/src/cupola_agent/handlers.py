@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +21,8 @@ class Handler:
     function: Callable[..., Any]
     names: tuple[str, ...]
     blocks: bool
+    streams: bool = False
+    """Whether calling it is known to give an async generator, and nothing else."""
 
     @classmethod
     def of(cls, function: Callable[..., Any], allowed: tuple[str, ...]) -> "Handler":
@@ -33,11 +35,13 @@ class Handler:
                     f"handler {_name(function)} asks for '{parameter}', "
                     f"but a handler takes only parameters named {', '.join(allowed)}"
                 )
-        return cls(function, tuple(parameter.name for parameter in parameters), _blocks(function))
+        names = tuple(parameter.name for parameter in parameters)
+        return cls(function, names, _blocks(function), inspect.isasyncgenfunction(function))
 
-    async def call(self, **offered: Any) -> Any:
-        """The value the handler gives, or an async generator of its pieces."""
-        arguments = {name: offered[name] for name in self.names}
+    async def call(self, arguments: Mapping[str, Any]) -> Any:
+        """The value the handler gives, or an async generator of its pieces. `arguments` has one for each name."""
+        if self.streams:
+            return self.function(**arguments)
         if self.blocks:
             result = await in_thread(lambda: self.function(**arguments))
         else:
@@ -53,6 +57,8 @@ def is_stream(value: Any) -> bool:
 
 def as_pieces(stream: Any) -> AsyncGenerator[Any, None]:
     """An async generator over a stream; closing it closes the stream."""
+    if isinstance(stream, AsyncGenerator):
+        return stream
     return iterate_in_thread(stream) if isinstance(stream, Iterator) else iterate(stream)
 
 
@@ -152,12 +158,24 @@ def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *argum
         # The process is going down: nobody waits for this any more.
 
 
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether it is a coroutine function or an async generator function, or wraps one."""
+    return any(
+        check(candidate)
+        for check in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        for candidate in _candidates(function)
+    )
+
+
 def _blocks(function: Callable[..., Any]) -> bool:
     """False when calling the function only makes a coroutine or a generator."""
-    inner = inspect.unwrap(getattr(function, "func", function))  # what a functools.partial wraps
-    candidates = (inner, getattr(inner, "__call__", None))  # noqa: B004
-    checks = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
-    return not any(check(candidate) for check in checks for candidate in candidates)
+    return not (is_async(function) or any(inspect.isgeneratorfunction(inner) for inner in _candidates(function)))
+
+
+def _candidates(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """What tells the kind of a function: itself, or what a functools.partial or an object with `__call__` wraps."""
+    inner = inspect.unwrap(getattr(function, "func", function))
+    return inner, getattr(inner, "__call__", None)  # noqa: B004
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -5,8 +5,9 @@ share, and 32 characters of entropy. Ids with a body of 48 characters are an old
 partition of 16; they are accepted and never made.
 """
 
-import os
 import re
+
+from cupola_agent.randomness import random_bytes
 
 RESPONSE_PREFIX = "caresp"
 
@@ -20,11 +21,11 @@ _SAFE = re.compile(r"[A-Za-z0-9_.:-]{1,256}")
 
 
 def new_partition() -> str:
-    return os.urandom(8).hex() + "00"
+    return random_bytes(8).hex() + "00"
 
 
 def new_id(prefix: str, partition: str) -> str:
-    return f"{prefix}_{partition}{os.urandom(_ENTROPY).translate(_TO_ALPHABET).decode()}"
+    return f"{prefix}_{partition}{random_bytes(_ENTROPY).translate(_TO_ALPHABET).decode()}"
 
 
 def partition_of(identifier: str) -> str | None:
@@ -51,7 +52,7 @@ def is_safe_id(text: str) -> bool:
 
 def new_uuid() -> str:
     """A hyphenated version 4 UUID; `import uuid` alone would cost a cold start some milliseconds."""
-    value = bytearray(os.urandom(16))
+    value = bytearray(random_bytes(16))
     value[6] = value[6] & 0x0F | 0x40
     value[8] = value[8] & 0x3F | 0x80
     text = value.hex()

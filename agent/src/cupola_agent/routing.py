@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from cupola_agent.asgi import Answer, text_answer
-from cupola_agent.http import Request
+from cupola_agent.http import Answer, Call
 
-Endpoint = Callable[[Request], Awaitable[Answer]]
+Endpoint = Callable[[Call], Awaitable[Answer | None]]
+"""Answers a call: gives the answer to send, or None when it has streamed it to the call's exchange."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,13 @@ class Router:
 
     def __init__(self) -> None:
         self._methods_by_path: dict[str, dict[str, Endpoint]] = {}
+        self._patterns: dict[str, tuple[str, ...]] = {}
 
     def add(self, *routes: Route) -> None:
         """Adds routes; a route of the same method and path is replaced."""
         for route in routes:
+            if "{" in route.path:
+                self._patterns[route.path] = tuple(route.path.split("/"))
             methods = self._methods_by_path.setdefault(route.path, {})
             methods[route.method] = route.endpoint
             if route.method == "GET":
@@ -34,24 +37,24 @@ class Router:
 
     def find(self, method: str, path: str) -> tuple[Endpoint, Mapping[str, str]] | Answer:
         """The endpoint with its path parameters, or the 404 or 405 to answer (contract section 1.2)."""
-        parameters: Mapping[str, str] | None = {}
+        parameters: Mapping[str, str] = {}
         methods = self._methods_by_path.get(path)
         if methods is None:
-            for pattern, candidate in self._methods_by_path.items():
-                parameters = _match(pattern, path)
-                if parameters is not None:
-                    methods = candidate
+            given = path.split("/")
+            for pattern, wanted in self._patterns.items():
+                matched = _match(wanted, given)
+                if matched is not None:
+                    methods, parameters = self._methods_by_path[pattern], matched
                     break
-        if methods is None or parameters is None:
-            return text_answer(404, "Not Found")
+            else:
+                return Answer.text(404, "Not Found")
         endpoint = methods.get(method)
         if endpoint is None:
-            return text_answer(405, "Method Not Allowed", ("allow", ", ".join(sorted(methods))))
+            return Answer.text(405, "Method Not Allowed", (b"allow", ", ".join(sorted(methods)).encode()))
         return endpoint, parameters
 
 
-def _match(pattern: str, path: str) -> dict[str, str] | None:
-    wanted, given = pattern.split("/"), path.split("/")
+def _match(wanted: tuple[str, ...], given: list[str]) -> dict[str, str] | None:
     if len(wanted) != len(given):
         return None
     parameters: dict[str, str] = {}

@@ -3,7 +3,9 @@
 import sys
 
 
-def server_identity() -> str:
+def server_identity(more: str = "") -> str:
+    """This library's name and version; `more` is what the developer adds."""
     from cupola_agent import __version__
 
-    return f"cupola-agent/{__version__} (python/{sys.version_info.major}.{sys.version_info.minor})"
+    own = f"cupola-agent/{__version__} (python/{sys.version_info.major}.{sys.version_info.minor})"
+    return f"{own} {more}" if more else own

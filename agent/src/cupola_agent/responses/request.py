@@ -61,9 +61,14 @@ def parse_request(body: bytes) -> dict[str, Any]:
         given = jsons.decode(body)
     except ValueError as error:
         raise invalid_request(str(error), code="invalid_request_error") from error
+    return check_request(given)
+
+
+def check_request(given: Any) -> dict[str, Any]:
+    """Like `parse_request`, for a body that is decoded already."""
     if not isinstance(given, dict):
         raise invalid_request("request body must be a JSON object")
-    request = {name: given[name] for name in _TYPES if given.get(name) is not None}
+    request = {name: value for name, value in given.items() if value is not None and name in _TYPES}
     problems = sorted(_problems(request), key=lambda problem: problem["param"])
     if problems:
         raise ApiError(400, "invalid_request", "request body failed schema validation", details=problems)
@@ -172,10 +177,8 @@ def _json_type(value: Any) -> str:
 
 
 def _check_mode(request: Mapping[str, Any]) -> None:
-    if request.get("background"):
-        if request.get("store") is False:
-            raise invalid_request("background=true requires store=true", "background", "unsupported_parameter")
-        raise invalid_request("background=true is not supported yet", "background", "unsupported_parameter")
+    if request.get("background") and request.get("store") is False:
+        raise invalid_request("background=true requires store=true", "background", "unsupported_parameter")
     if "stream_options" in request and not request.get("stream"):
         raise invalid_request("stream_options requires stream=true", "stream", "invalid_mode")
 

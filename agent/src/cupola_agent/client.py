@@ -1,0 +1,60 @@
+"""The official OpenAI client for the project's models, with the platform's token and the current call's header.
+
+An extra: `cupola-agent[client]`.
+"""
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from cupola_agent.call import current_call
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+
+@cache
+def client() -> "AsyncOpenAI":
+    """The client of this process, one for all, so that connections stay open.
+
+    With `FOUNDRY_PROJECT_ENDPOINT` it calls the project's models; each request carries the call id of the handler
+    that makes it (contract section 3.3). Without, it is what `OPENAI_BASE_URL` and `OPENAI_API_KEY` say. Raises
+    ModuleNotFoundError without the extra, ValueError where the environment names no models or names them without TLS.
+    """
+    return make_client(os.environ)
+
+
+def make_client(variables: Mapping[str, str]) -> "AsyncOpenAI":
+    """A client of its own, for these variables; like `client`."""
+    try:
+        import openai
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the client needs: pip install 'cupola-agent[client]'", name="openai") from error
+    endpoint = variables.get("FOUNDRY_PROJECT_ENDPOINT", "").rstrip("/")
+    if endpoint:
+        return openai.AsyncOpenAI(
+            base_url=f"{endpoint}/openai/v1",
+            api_key=_tokens(endpoint, variables),
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_add_call_id]}),
+        )
+    if not variables.get("OPENAI_API_KEY"):
+        raise ValueError("no models: set FOUNDRY_PROJECT_ENDPOINT, or OPENAI_API_KEY and perhaps OPENAI_BASE_URL")
+    return openai.AsyncOpenAI(
+        base_url=variables.get("OPENAI_BASE_URL") or None, api_key=variables["OPENAI_API_KEY"]
+    )
+
+
+def _tokens(endpoint: str, variables: Mapping[str, str]) -> Callable[[], Awaitable[str]]:
+    from cupola_agent.platform.client import HttpClient, Origin
+    from cupola_agent.platform.tokens import find_source
+
+    if not Origin.of(endpoint).confidential:
+        raise ValueError("FOUNDRY_PROJECT_ENDPOINT must be https: a token is never sent in the clear")
+    return find_source(variables, HttpClient()).token
+
+
+async def _add_call_id(request: Any) -> None:
+    call_id = current_call().call_id
+    if call_id:
+        request.headers["x-agent-foundry-call-id"] = call_id

@@ -1,0 +1,1 @@
+"""The Responses protocol on the container side (contract section 4)."""
