@@ -25,13 +25,15 @@ COUNT = 65536
 @dataclass(frozen=True)
 class Request:
     """`workspace` holds a directory `etc` for the copies. `writable` and `readable` are to be reached, whatever is above them.
-    `groups` are control groups to be in. `subordinate` says whether the user has ids for others."""
+    `groups` are control groups to be in. `subordinate` says whether the user has ids for others. `version_2`
+    is a mount of control groups to be seen in place of the host's."""
 
     workspace: str
     writable: str
     readable: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     subordinate: bool = True
+    version_2: str = ""
 
     def command(self, *program: str) -> list[str]:
         """What to run for `program` to run as the user."""
@@ -52,6 +54,8 @@ def main() -> None:
         Path(group, "cgroup.procs").write_text(str(os.getpid()))
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
+    if request.version_2:
+        linux.mount(request.version_2, "/sys/fs/cgroup", "", linux.MS_BIND)
     ids = f"{NAME}:{SUBORDINATE}:{COUNT}\n" if request.subordinate else ""
     added = {"passwd": f"{NAME}:x:{NUMBER}:{NUMBER}::{request.writable}:/bin/sh\n", "subuid": ids, "subgid": ids}
     for name, line in added.items():

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cupola.sandbox.oci import linux
 from cupola.sandbox.oci.cgroup import find_hierarchies
 from cupola.sandbox.oci.delegation import RESERVED
 from cupola.sandbox.oci.runtime_config import LIMITS
@@ -52,22 +53,35 @@ class OrdinaryUser:
         *,
         subordinate: bool = True,
     ) -> Request:
-        return Request(str(self.workspace), str(writable), (*map(str, readable),), (*map(str, groups),), subordinate)
+        hybrid = str(self.hybrid) if any(group.parent == self.hybrid for group in groups) else ""
+        return Request(
+            str(self.workspace), str(writable), (*map(str, readable),), (*map(str, groups),), subordinate, hybrid
+        )
+
+    @property
+    def hybrid(self) -> Path:
+        """Where the hierarchy of version 2 is mounted that a host with both versions has, while groups in it are delegated."""
+        return self.workspace / "hybrid"
 
     @contextlib.contextmanager
-    def delegated(self, *controllers: str) -> Iterator[tuple[Path, ...]]:
-        """Control groups that belong to the user: with these controllers, else with all that limits and freezing take.
+    def delegated(self, *, hybrid: bool = False) -> Iterator[tuple[Path, ...]]:
+        """Control groups that belong to the user, with all that limits and freezing take; `hybrid` takes the
+        hierarchy of version 2 on a host with both.
 
         On leaving they must be empty of processes and groups, or this raises OSError.
         """
         hierarchies = find_hierarchies()
         name = f"cupola-tests-{os.getpid()}-{next(_numbers)}"
-        if hierarchies.unified is not None:
-            for controller in controllers or LIMITS:
+        if hybrid:
+            self.hybrid.mkdir(exist_ok=True)
+            linux.mount("cgroup2", str(self.hybrid), "cgroup2", 0)
+            groups = [self.hybrid / name]
+        elif hierarchies.unified is not None:
+            for controller in LIMITS:
                 (hierarchies.unified / "cgroup.subtree_control").write_text(f"+{controller}")
             groups = [hierarchies.unified / name]
         else:
-            wanted = controllers or (*LIMITS, "freezer")
+            wanted = (*LIMITS, "freezer")
             groups = [*dict.fromkeys(hierarchies.controllers[controller] / name for controller in wanted)]
         for group in groups:
             group.mkdir()
@@ -81,6 +95,8 @@ class OrdinaryUser:
                 for path in (group / RESERVED, group):
                     if path.exists():
                         path.rmdir()
+            if hybrid:
+                linux.unmount(str(self.hybrid))
 
 
 class OrdinaryPlatform(Platform):

@@ -69,11 +69,12 @@ def show_delegated(delegation: Delegation) -> None:
     as it does for root. Raises OSError.
     """
     linux.unshare(linux.CLONE_NEWCGROUP)
+    linux.mount("none", str(CGROUPS), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=1m")
     if delegation.unified is not None:
+        # The kernel refuses it right above the host's own mount, which is now further down.
         linux.mount("cgroup2", str(CGROUPS), "cgroup2", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
         _share_out()
         return
-    linux.mount("none", str(CGROUPS), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=1m")
     for names in delegation.groups:
         hierarchy = CGROUPS / names
         hierarchy.mkdir()
