@@ -13,7 +13,6 @@ from pathlib import Path
 
 from cupola.sandbox.oci import linux
 from cupola.sandbox.oci.cgroup import find_hierarchies
-from cupola.sandbox.oci.delegation import RESERVED
 from cupola.sandbox.oci.runtime_config import LIMITS
 from tests.system.as_user import COUNT, NUMBER, SUBORDINATE, Request
 from tests.system.platform import CUPOLA, Platform
@@ -91,12 +90,16 @@ class OrdinaryUser:
             yield tuple(groups)
         finally:
             for group in groups:
-                assert [path.name for path in group.iterdir() if path.is_dir()] in ([], [RESERVED])
-                for path in (group / RESERVED, group):
-                    if path.exists():
-                        path.rmdir()
+                assert [path.name for path in group.iterdir() if path.is_dir()] == []
+                group.rmdir()
             if hybrid:
                 linux.unmount(str(self.hybrid))
+
+    @property
+    def has_hybrid(self) -> bool:
+        """Whether this host has both versions of control groups."""
+        found = find_hierarchies()
+        return found.hybrid is not None or found.hidden is not None
 
 
 class OrdinaryPlatform(Platform):

@@ -57,7 +57,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", 8088), Handler).serve_forever()
 """
 Start = Callable[..., OrdinaryPlatform]
-Delegate = Callable[[], tuple[Path, ...]]
+Delegate = Callable[..., tuple[Path, ...]]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -89,7 +89,7 @@ def deploy(platform: OrdinaryPlatform, name: str, image: str, **definition: obje
 def delegate(ordinary_user: OrdinaryUser) -> Iterator[Delegate]:
     """Makes control groups that belong to the user, which must be empty at the end."""
     with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(ordinary_user.delegated())
+        yield lambda hybrid=False: stack.enter_context(ordinary_user.delegated(hybrid=hybrid))
 
 
 @pytest.fixture
@@ -231,11 +231,14 @@ def test_a_project_that_wants_a_way_out_is_told_that_there_is_none(start: Start,
 
 
 @pytest.mark.parametrize("part", ["pid", "server", "node"])
-@pytest.mark.parametrize("groups", ["delegated", "nothing delegated"])
+@pytest.mark.parametrize("groups", ["delegated", "version 2 beside version 1", "nothing delegated"])
 def test_whichever_process_is_killed_nothing_is_left(
-    start: Start, delegate: Delegate, echo_image: str, part: str, groups: str
+    start: Start, ordinary_user: OrdinaryUser, delegate: Delegate, echo_image: str, part: str, groups: str
 ) -> None:
-    given = delegate() if groups == "delegated" else ()
+    hybrid = groups.startswith("version 2")
+    if hybrid and not ordinary_user.has_hybrid:
+        pytest.skip("this host has one version of control groups")
+    given = () if groups == "nothing delegated" else delegate(hybrid=hybrid)
     platform = start(given, CUPOLA_FREEZE_AFTER="0.1")
     deploy(platform, "echo", echo_image)
     with platform.http() as http:

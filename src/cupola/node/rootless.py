@@ -101,7 +101,11 @@ def _be_the_node(sockets: Sockets, folder: Path, parts: Parts) -> int:
             signal.signal(number, signal.SIG_IGN)
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
-        uvloop.run(serve_node(sockets, folder, parts))
+        try:
+            uvloop.run(serve_node(sockets, folder, parts))
+        finally:
+            # The supervisor does it after this, unless it was killed.
+            give_back()
     except CupolaError as error:
         sys.stderr.write(f"cupola: {error.message}\n")
         return 1

@@ -115,6 +115,6 @@ def enforceable(hierarchies: Hierarchies) -> frozenset[str]:
 
 def _move_all(source: Path, target: Path) -> None:
     for process in (source / "cgroup.procs").read_text().split():
-        # It may have ended, or belong to somebody else.
+        # It may have ended, or belong to somebody else. 0 is one of another process id namespace, and means the writer.
         with contextlib.suppress(OSError):
             (target / "cgroup.procs").write_text(process)
