@@ -51,7 +51,7 @@ from cupola.images.store import ImageStore
 from cupola.installation import DataFolder, ServerState
 from cupola.node.privileges import become, find_server_user, give
 from cupola.node.process import Node, Parts, Sockets, run_apart
-from cupola.node.rootless import run_rootless
+from cupola.node.rootless import RUN, run_rootless
 from cupola.sandbox.base import Driver
 from cupola.sandbox.oci.driver import (
     LOCK_NAME,
@@ -61,6 +61,7 @@ from cupola.sandbox.oci.driver import (
 )
 from cupola.sandbox.oci.linux import forbid_new_privileges
 from cupola.sandbox.oci.network.network import NetworkSettings
+from cupola.sandbox.oci.runtime_config import FIRST_ID
 from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.egress import EgressPolicies
 from cupola.sessions.launcher import Installation, Launcher
@@ -112,7 +113,7 @@ def run(
         if choice.driver == "docker":
             driver = _docker_driver(settings, tenant)
         elif rootless:
-            driver = _oci_driver(settings, folder, tenant, state, folder.run, rootless=True)
+            driver = _oci_driver(settings, folder, tenant, state, RUN, rootless=True)
         else:
             run_directory, lock = stack.enter_context(_run_directory(_short(tenant)))
             locks.append(lock)
@@ -122,6 +123,7 @@ def run(
             mirrors=settings.registry_mirrors,
             insecure_registries=settings.insecure_registries,
             docker_socket=settings.docker_socket,
+            first_id=FIRST_ID if rootless else 0,
         )
         parts = Parts(driver, images, {"volumes": LocalVolumes(folder.volumes), "trials": LocalVolumes(folder.trials)})
         server = _Server(settings, folder, tenant, state, sockets, on_ready, uptime)
@@ -136,7 +138,7 @@ def run(
 
         if rootless:
             run_rootless(
-                folder.path, folder.run, folder.sandboxes, _short(tenant), parts, sockets, prepare_rootless, serve
+                folder.path, folder.staging, folder.sandboxes, _short(tenant), parts, sockets, prepare_rootless, serve
             )
             return
         if user is None:

@@ -94,9 +94,9 @@ class DataFolder:
         return self.path / "sandboxes"
 
     @property
-    def run(self) -> Path:
-        """Where a server without root has what ends with it."""
-        return self.path / "run"
+    def staging(self) -> Path:
+        """Where a server without root puts its root together."""
+        return self.path / "root"
 
     @property
     def server_log(self) -> Path:

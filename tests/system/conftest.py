@@ -14,7 +14,7 @@ import pytest
 
 from cupola.images.debian import build_base
 from scripts.build_sample import build
-from tests.system.as_user import NUMBER
+from tests.system.as_user import SUBORDINATE
 from tests.system.engine import EngineUnavailable, PrivateEngine, serve_engine
 from tests.system.ordinary import OrdinaryUser, missing
 from tests.system.platform import Platform, traces
@@ -54,10 +54,10 @@ def ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> OrdinaryUser:
 
 @pytest.fixture(scope="session")
 def ordinary_root(base_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base root as the ordinary user's node has it: what belongs to root inside belongs to the user."""
+    """The base root as the ordinary user's node has it: it belongs to root inside."""
     copy = tmp_path_factory.mktemp("ordinary-root") / "base"
     subprocess.run(["cp", "-a", base_root, copy], check=True)
-    subprocess.run(["chown", "-hR", f"{NUMBER}:{NUMBER}", copy], check=True)
+    subprocess.run(["chown", "-hR", f"{SUBORDINATE}:{SUBORDINATE}", copy], check=True)
     return copy
 
 

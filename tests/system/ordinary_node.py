@@ -17,8 +17,9 @@ from pathlib import Path
 from cupola.images.store import ImageStore
 from cupola.node.privileges import give
 from cupola.node.process import LANES, Node, Parts, Sockets
-from cupola.node.rootless import run_rootless
+from cupola.node.rootless import RUN, run_rootless
 from cupola.sandbox.oci.driver import OciDriver
+from cupola.sandbox.oci.runtime_config import FIRST_ID
 from cupola.sessions.volumes import LocalVolumes
 from tests.system.as_user import NUMBER, Request
 from tests.system.node import MovingDriver
@@ -61,10 +62,10 @@ class GivingDriver(MovingDriver):
 def main() -> None:
     folder, installation, descriptor = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     test = socket.socket(fileno=descriptor)
-    run, sandboxes = folder / "run", folder / "sandboxes"
+    sandboxes = folder / "sandboxes"
     parts = Parts(
-        OciDriver(installation, run, sandboxes, rootless=True),
-        ImageStore(folder / "images"),
+        OciDriver(installation, RUN, sandboxes, rootless=True),
+        ImageStore(folder / "images", first_id=FIRST_ID),
         {"volumes": LocalVolumes(folder / "volumes"), "trials": LocalVolumes(folder / "trials")},
     )
 
@@ -74,7 +75,7 @@ def main() -> None:
         test.recv(1)
 
     # Of the sockets that listen, as of this one, only the server keeps its copy.
-    run_rootless(folder, run, sandboxes, installation, parts, [test], lambda: None, serve)
+    run_rootless(folder, folder / "root", sandboxes, installation, parts, [test], lambda: None, serve)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ def is_opaque(directory: Path | int) -> bool:
 class Extractor:
     """One layer, extracted into the root directory."""
 
-    def __init__(self, stream: TarStream, max_entries: int) -> None:
+    def __init__(self, stream: TarStream, max_entries: int, first_id: int = 0) -> None:
         self._stream = stream
+        self._first_id = first_id
         self._max_entries = max_entries
         self._directories = {""}
         self._directory_times: dict[str, int] = {}
@@ -90,16 +91,19 @@ class Extractor:
             self._ensure_directory(parent)
             self._remove(path)
             os.symlink(entry.linkname, path)
-            os.lchown(path, entry.uid, entry.gid)
+            os.lchown(path, *self._owner(entry))
             os.utime(path, ns=(modified(entry),) * 2, follow_symlinks=False)
         elif entry.islnk():
             self._ensure_directory(parent)
             self._link(path, relative(entry.linkname))
 
+    def _owner(self, entry: tarfile.TarInfo) -> tuple[int, int]:
+        return self._first_id + entry.uid, self._first_id + entry.gid
+
     def _make_directory(self, path: str, entry: tarfile.TarInfo) -> None:
         self._ensure_directory(path, replace=True)
         where = path or "."
-        os.chown(where, entry.uid, entry.gid)
+        os.chown(where, *self._owner(entry))
         os.chmod(where, stat.S_IMODE(entry.mode))
         self._directory_times[where] = modified(entry)
 
@@ -116,7 +120,7 @@ class Extractor:
                     write_all(file, piece)
             else:
                 self._write_sparse(file, entry)
-            os.fchown(file, entry.uid, entry.gid)
+            os.fchown(file, *self._owner(entry))
             os.fchmod(file, stat.S_IMODE(entry.mode))  # after the owner: changing that clears set-user-id
             self._set_capability(file, entry)
             os.utime(file, ns=(modified(entry),) * 2)

@@ -32,11 +32,12 @@ _SIZE = ".size"
 
 
 class LayerStore:
-    """The layers below `directory`, which belongs to this process alone."""
+    """The layers below `directory`, which belongs to this process alone. Their user n is `first_id` + n of this machine."""
 
-    def __init__(self, directory: Path, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(self, directory: Path, max_entries: int = MAX_ENTRIES, first_id: int = 0) -> None:
         self._directory = directory
         self._max_entries = max_entries
+        self._first_id = first_id
         self._in_progress: set[str] = set()
 
     def path(self, diff_id: str) -> Path:
@@ -67,6 +68,7 @@ class LayerStore:
         try:
             with writing_below(self._directory):
                 directory.mkdir(parents=True)
+                os.chown(directory, self._first_id, self._first_id)
                 request = Request(
                     str(directory.absolute()),
                     blob.file.fileno(),
@@ -76,6 +78,7 @@ class LayerStore:
                     diff_id,
                     max_bytes,
                     self._max_entries,
+                    self._first_id,
                 )
                 answer = await _run(request)
                 self._check(answer, diff_id, blob)

@@ -29,12 +29,14 @@ from cupola.sandbox.oci.trees import remove_tree
 
 END_DEADLINE = 30.0
 """Seconds that one of the two may live on after the other has ended."""
-RUN_SIZE = "mode=700,size=64m"
+RUN = Path("/.cupola")
+"""The node's run directory. It is at the top, where the users of sandboxes can pass, as they cannot in somebody's home."""
+ROOT_SIZE = "mode=755,size=64m"
 
 
 def run_rootless(
     folder: Path,
-    run: Path,
+    staging: Path,
     sandboxes: Path,
     installation: str,
     parts: Parts,
@@ -44,11 +46,11 @@ def run_rootless(
 ) -> None:
     """Fork the server, which calls `prepare` and `serve`, and the node; supervise them. No thread may exist yet.
 
-    `run` is where the node has what lives only as long as it, `sandboxes` where writable layers are, `installation` names
-    the control groups. Signals to end go to this process, which passes them on. Raises CupolaError when there can be no
+    `staging` is an empty directory, made if it is missing, `sandboxes` is where writable layers are, `installation` names the
+    control groups. Signals to end go to this process, which passes them on. Raises CupolaError when there can be no
     node, SystemExit with a status that is not 0.
     """
-    run.mkdir(mode=0o700, exist_ok=True)
+    staging.mkdir(mode=0o700, exist_ok=True)
     server_end, node_end = Sockets.pairs()
     supervisor = os.getpid()
     server = os.fork()
@@ -63,7 +65,7 @@ def run_rootless(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: _send(watched, number))
         try:
-            _enter_namespaces(run)
+            _enter_namespaces(staging)
             alive, life = os.pipe()
             node = os.fork()
         except OSError as error:
@@ -84,12 +86,31 @@ def run_rootless(
         sys.exit(status if status > 0 else 128 - status)
 
 
-def _enter_namespaces(run: Path) -> None:
+def _enter_namespaces(staging: Path) -> None:
     delegation = find_delegation(find_hierarchies())
     enter_user_namespace(linux.CLONE_NEWNS | linux.CLONE_NEWPID)
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
+    _add_run_directory(staging)
     show_delegated(delegation)
-    linux.mount("none", str(run), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, RUN_SIZE)
+
+
+def _add_run_directory(staging: Path) -> None:
+    """Change to a root that has all of the old one, and RUN."""
+    linux.mount("none", str(staging), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, ROOT_SIZE)
+    for entry in os.scandir("/"):
+        place = staging / entry.name
+        if entry.is_symlink():
+            place.symlink_to(Path(entry).readlink())
+            continue
+        if entry.is_dir():
+            place.mkdir()
+        else:
+            place.touch()
+        linux.mount(entry.path, str(place), "", linux.MS_BIND | linux.MS_REC)
+    (staging / RUN.name).mkdir(mode=0o711)
+    linux.change_root(str(staging))
+    # The new root was also bound, with what is above it, into itself.
+    linux.unmount(str(staging))
 
 
 def _be_the_node(sockets: Sockets, folder: Path, parts: Parts) -> int:
@@ -97,6 +118,7 @@ def _be_the_node(sockets: Sockets, folder: Path, parts: Parts) -> int:
     try:
         # A terminal's Ctrl-C is for the supervisor.
         os.setsid()
+        os.umask(0o022)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         linux.unshare(linux.CLONE_NEWNS)

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,10 @@ class ControlGroups:
         return bool(self._roots)
 
     @property
+    def are_version_1(self) -> bool:
+        return bool(self._roots) and not self._unified
+
+    @property
     def can_freeze(self) -> bool:
         return self._freezer is not None
 
@@ -110,6 +115,25 @@ class ControlGroups:
         if self._freezer is None:
             return []
         return [int(pid) for pid in _read(self._freezer / self.parent / name / "cgroup.procs").split()]
+
+    def enter(self, name: str, limits: Mapping[str, int]) -> None:
+        """Version 1: make the groups of a sandbox and put the calling thread into them, and with it what it starts.
+
+        `limits` maps files of the controllers to what to write; files of controllers that there are not are left out. Raises
+        OSError.
+        """
+        for root in self._roots:
+            group = root / self.parent / name
+            group.mkdir(parents=True, exist_ok=True)
+            for file, value in limits.items():
+                if (group / file).exists():
+                    (group / file).write_text(str(value))
+            (group / "tasks").write_text("0")
+
+    def leave(self) -> None:
+        """Undo `enter`. Raises OSError."""
+        for root in self._roots:
+            (root / "tasks").write_text("0")
 
     def out_of_memory_kills(self, name: str) -> int:
         """How many processes of the sandbox the kernel has killed because the memory limit was reached."""

@@ -32,7 +32,17 @@ from cupola.sandbox.oci.mounts import attach_directories, make_directories, moun
 from cupola.sandbox.oci.network import forwarding
 from cupola.sandbox.oci.network.network import Network, NetworkSettings, SandboxNetwork
 from cupola.sandbox.oci.pipes import HeldPipes, OutputBudget, OutputPipe, open_pipe, open_standard_input
-from cupola.sandbox.oci.runtime_config import CONTROLLERS, FILES, HOME, LIMITS, User, resolve_user, runtime_config
+from cupola.sandbox.oci.runtime_config import (
+    CONTROLLERS,
+    FILES,
+    FIRST_ID,
+    HOME,
+    LIMITS,
+    User,
+    resolve_user,
+    runtime_config,
+    version_1_limits,
+)
 from cupola.sandbox.oci.trees import remove_tree
 
 logger = logging.getLogger(__name__)
@@ -160,6 +170,7 @@ class OciDriver(Driver):
         self._run = run
         self._bundles = run / "bundles"
         self._state = run / STATE
+        self._reach = run / "reach"
         self._data = data
         self._installation = installation
         self._requested_runtime = runtime
@@ -168,6 +179,9 @@ class OciDriver(Driver):
         settings = network or NetworkSettings()
         self.network = Network(installation, run, replace(settings, isolated=True) if rootless else settings)
         self._controllers = CONTROLLERS
+        self._starts_in_groups = False
+        self._first_id = 0
+        self._ids: int | None = None
         self._sandboxes: dict[str, OciSandbox] = {}
         self._outputs: dict[str, tuple[OutputPipe, ...]] = {}
         self._budget = OutputBudget()
@@ -201,6 +215,10 @@ class OciDriver(Driver):
             self._use_delegated(hierarchies)
         for directory in (self._bundles, self._state, self._data):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._rootless:
+            # Runtimes look for what they mount with the rights of the sandbox's root, who is not this process's.
+            self._bundles.chmod(0o711)
+            self._reach.mkdir(exist_ok=True, mode=0o711)
         self._disk = Disk(self._data, self._session_disk, self._disk_reserve, self._groups, self._end)
         self._disk.open()
         linux.become_subreaper()
@@ -212,6 +230,10 @@ class OciDriver(Driver):
 
     def _use_delegated(self, hierarchies: Hierarchies) -> None:
         """Without root there are the limits, and the rest, that delegated control groups allow."""
+        # With version 1, only root may put a process of another user into a group, as the first one of a sandbox is when a
+        # runtime does it. So the runtime is started in it already, and leaves it alone.
+        self._starts_in_groups = self._groups.are_version_1
+        self._first_id, self._ids = FIRST_ID, linux.mapped_ids() - FIRST_ID
         self._controllers = enforceable(hierarchies)
         self.can_freeze = self._groups.can_freeze
         lacking = LIMITS - self._controllers
@@ -253,7 +275,7 @@ class OciDriver(Driver):
                 self._program, "--root", str(self._state), "--log", f"/proc/{os.getpid()}/fd/{report}",
                 *self._runtime_options(), "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), spec.name,
             ]  # fmt: skip
-            runtime = self._spawn(arguments, stdin=standard_input, stdout=write_ends[0], stderr=write_ends[1])
+            runtime = await self._start_runtime(spec, arguments, (standard_input, *write_ends))
             while write_ends:
                 os.close(write_ends.pop())
             code = await self._runtime_exit(runtime)
@@ -272,7 +294,7 @@ class OciDriver(Driver):
         self._sandboxes[spec.name] = sandbox
         self._children.add(pid)
         process.watch_exit(pid).add_done_callback(lambda ended: self._on_exit(sandbox, ended.result()))
-        await loop.run_in_executor(self._work, linux.unmount, str(root))
+        await loop.run_in_executor(self._work, self._detach_mounts, spec.name)
         return sandbox
 
     def _open_outputs(self, name: str, output: Output) -> list[int]:
@@ -287,7 +309,21 @@ class OciDriver(Driver):
             )
         return [write_end for _, write_end in pipes.values()]
 
-    def _spawn(self, arguments: list[str], *, stdin: int, stdout: int, stderr: int) -> int:
+    async def _start_runtime(self, spec: SandboxSpec, arguments: list[str], descriptors: tuple[int, ...]) -> int:
+        if self._starts_in_groups:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._work, self._spawn_in_groups, spec, arguments, descriptors)
+        return self._spawn(arguments, descriptors)
+
+    def _spawn_in_groups(self, spec: SandboxSpec, arguments: list[str], descriptors: tuple[int, ...]) -> int:
+        try:
+            self._groups.enter(spec.name, version_1_limits(spec))
+            return self._spawn(arguments, descriptors)
+        finally:
+            self._groups.leave()
+
+    def _spawn(self, arguments: list[str], descriptors: tuple[int, ...]) -> int:
+        stdin, stdout, stderr = descriptors
         pid = process.spawn(arguments, stdin=stdin, stdout=stdout, stderr=stderr)
         self._children.add(pid)
         return pid
@@ -305,7 +341,7 @@ class OciDriver(Driver):
     def _runtime_options(self) -> list[str]:
         name = Path(self._program).name
         if name == CRUN:
-            return ["--cgroup-manager", "cgroupfs" if self._groups.exist else "disabled"]
+            return ["--cgroup-manager", "disabled" if self._starts_in_groups or not self._groups.exist else "cgroupfs"]
         # The network namespace in which it runs is the sandbox's own, where the platform listens and connects.
         return ["--network=host"] if name == RUNSC else []
 
@@ -313,10 +349,12 @@ class OciDriver(Driver):
         writable = self._data / spec.name
         root.mkdir(parents=True)
         (writable / "upper").mkdir(parents=True)
+        os.chown(writable / "upper", self._first_id, self._first_id)
         (writable / "work").mkdir()
         user = resolve_user(spec.user, spec.layers)
+        owner = user.outside(self._first_id)
         home, files = spec.home or writable / "home", spec.files or writable / "files"
-        make_directories(user, home, files)
+        make_directories(owner, home, files)
         durable = [path for path in (spec.home, spec.files) if path is not None]
         self._disk.claim(spec.name, durable, writable)
         hosts = bundle / "hosts"
@@ -327,9 +365,31 @@ class OciDriver(Driver):
         resolver.chmod(0o644)
         mount_overlay(spec.layers, writable / "upper", writable / "work", root)
         group = self._groups.path(spec.name)
-        config = runtime_config(spec, root, hosts, resolver, home, files, group, network.path, user, self._controllers)
+        if self._rootless:
+            home, files = self._bring_within_reach(spec.name, home, files)
+        config = runtime_config(
+            spec, root, hosts, resolver, home, files, group, network.path, user, self._controllers, self._ids
+        )
         (bundle / "config.json").write_text(json.dumps(config))
-        return user
+        return owner
+
+    def _bring_within_reach(self, name: str, *directories: Path) -> list[Path]:
+        """Other paths of directories, where the sandbox's root may pass."""
+        mounts = [self._reach / f"{name}.{number}" for number in range(len(directories))]
+        for directory, mount in zip(directories, mounts, strict=True):
+            mount.mkdir()
+            linux.mount(str(directory), str(mount), "", linux.MS_BIND)
+        return mounts
+
+    def _detach_mounts(self, name: str) -> None:
+        """Detach what was mounted for the runtime; the sandbox has its copies."""
+        with contextlib.suppress(OSError):
+            linux.unmount(str(self._bundles / name / "root"))
+        for mount in self._reach.glob(f"{name}.*"):
+            with contextlib.suppress(OSError):
+                linux.unmount(str(mount))
+            # Never what is in it.
+            mount.rmdir()
 
     def _on_exit(self, sandbox: OciSandbox, code: int) -> None:
         self._children.discard(sandbox.pid)
@@ -402,7 +462,7 @@ class OciDriver(Driver):
                 pipe.finish()
 
     def _kill(self, name: str) -> None:
-        """Kill the first process of a sandbox, and so all of them, where no control group holds them together."""
+        """Kill the first process of a sandbox, and so all of them: there may be no control group that holds them together."""
         sandbox = self._sandboxes.get(name)
         if sandbox is not None and not sandbox.exited.done():
             # It may have ended since, but nobody else has its number before this process has reaped it.
@@ -420,11 +480,10 @@ class OciDriver(Driver):
         return self._hurry
 
     def _remove(self, name: str) -> None:
-        if not self._groups.exist:
+        if self._rootless:
             self._kill(name)
         self._groups.remove(name)
-        with contextlib.suppress(OSError):
-            linux.unmount(str(self._bundles / name / "root"))
+        self._detach_mounts(name)
         for directory in (self._state / name, self._bundles / name, self._data / name):
             if directory.exists():
                 remove_tree(directory)

@@ -20,6 +20,8 @@ HOME = "/home/session"
 FILES = "/files"
 PIDS_LIMIT = 1024
 OPEN_FILES = 65536
+FIRST_ID = 1
+"""Root of sandboxes that have a user namespace of their own: not 0, who is the user that runs the platform."""
 CPU_PERIOD = 100_000
 """Microseconds over which the processor share is enforced."""
 
@@ -52,10 +54,12 @@ def runtime_config(
     network: str,
     user: User,
     controllers: frozenset[str] = CONTROLLERS,
+    ids: int | None = None,
 ) -> dict[str, Any]:
     """The whole configuration. `root` is the mounted root, `hosts` and `resolver` are files that become `/etc/hosts` and
     `/etc/resolv.conf`, `home` and `files` are the host's directories for what the specification names so, `network` is
-    the path of a network namespace. `controllers` are those of CONTROLLERS that can be used."""
+    the path of a network namespace. `controllers` are those of CONTROLLERS that can be used. With `ids`, the
+    sandbox has a user namespace of its own, in which so many ids are those from FIRST_ID on of this one."""
     open_files = open_files_limit()
     capabilities = list(CAPABILITIES)
     return {
@@ -76,8 +80,9 @@ def runtime_config(
             "oomScoreAdj": 500,
         },
         "mounts": [
-            # crun mounts the root once more and forgets its flags. It takes no `/` here, but this.
-            {"destination": "/.", "type": "bind", "source": str(root), "options": ["bind", "remount", "nosuid", "nodev"]},
+            # crun mounts the root once more and forgets its flags, which it cannot in a user namespace. It takes no `/` here.
+            *([{"destination": "/.", "type": "bind", "source": str(root),
+                "options": ["bind", "remount", "nosuid", "nodev"]}] if ids is None else []),
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
@@ -99,7 +104,11 @@ def runtime_config(
             "namespaces": [
                 *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
                 {"type": "network", "path": network},
+                *([] if ids is None else [{"type": "user"}]),
             ],
+            **({} if ids is None else {
+                f"{kind}Mappings": [{"containerID": 0, "hostID": FIRST_ID, "size": ids}] for kind in ("uid", "gid")
+            }),
             "resources": {name: value for name, value in _resources(spec).items() if name in controllers},
             "seccomp": seccomp.profile(),
             "maskedPaths": list(MASKED),
@@ -123,6 +132,16 @@ def _resources(spec: SandboxSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def version_1_limits(spec: SandboxSpec) -> dict[str, int]:
+    """The files of control groups version 1 that a runtime would write for the resources of a sandbox, in order."""
+    memory, cpu, pids = (_resources(spec)[name] for name in ("memory", "cpu", "pids"))
+    return {
+        "memory.limit_in_bytes": memory["limit"], "memory.memsw.limit_in_bytes": memory["swap"],
+        "cpu.cfs_period_us": cpu["period"], "cpu.cfs_quota_us": cpu["quota"], "cpu.shares": cpu["shares"],
+        "pids.max": pids["limit"],
+    }  # fmt: skip
+
+
 def open_files_limit() -> int:
     """How many files each process of a sandbox may have open; never more than this process may."""
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -141,6 +160,10 @@ class User:
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
+
+    def outside(self, first_id: int) -> User:
+        """The same where the user namespace is one in which the sandbox's ids begin with `first_id`."""
+        return User(first_id + self.uid, first_id + self.gid)
 
 
 def resolve_user(text: str, layers: tuple[Path, ...]) -> User:
