@@ -32,7 +32,7 @@ def test_where_neither_can_be_used_each_lack_and_fix_is_named_once() -> None:
         chosen(replace(LAPTOP, programs={}), NO_ENGINE)
     said = caught.value.message
     assert caught.value.code == "driver"
-    assert "oci cannot be used (this user is not root" in said
+    assert "oci cannot be used (no crun on the PATH)" in said
     assert "no crun or runc on the PATH" in said
     assert "docker cannot be used (this user is not root" in said
     assert "there is no such socket" in said
