@@ -293,3 +293,35 @@ def test_doctor_says_what_an_ordinary_user_has_and_lacks(
     assert refused.returncode == 1
     assert "this user has no line in /etc/subuid and /etc/subgid" in refused.stderr
     assert "usermod --add-subuids" in refused.stderr
+
+
+def test_what_a_sandbox_finds_mounted_gives_it_nothing_of_the_host(
+    start: Start, agent_image: Callable[[str, str], str]
+) -> None:
+    image = agent_image(
+        "mounts",
+        """
+import os
+from pathlib import Path
+from cupola_agent import Agent, Request
+agent = Agent()
+
+@agent.invocations
+def invoke(request: Request):
+    lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return {"mounts": [[line[4], line[5]] for line in lines], "groups": os.listdir("/sys/fs/cgroup")}
+
+agent.run()
+""",
+    )
+    platform = start()
+    deploy(platform, "mounts", image, protocol_versions=INVOCATIONS)
+    with platform.http() as http:
+        answer = http.post("/agents/mounts/endpoint/protocols/invocations", content=b"{}")
+    found = answer.json()
+    flags = {place: set(options.split(",")) for place, options in found["mounts"]}
+    for place in ("/", "/home/session", "/files"):
+        assert {"nosuid", "nodev"} <= flags[place], place
+    for place in ("/sys", "/sys/fs/cgroup", "/proc/sys", "/etc/hosts", "/etc/resolv.conf"):
+        assert "ro" in flags[place], place
+    assert found["groups"] == []

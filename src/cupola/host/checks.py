@@ -45,7 +45,7 @@ def oci_checks(machine: Machine, oci_runtime: str = "") -> list[Check]:
 def _rootless_checks(machine: Machine, rootless: Rootless, oci_runtime: str) -> list[Check]:
     return [
         _system(machine),
-        _kernel(machine),
+        _rootless_kernel(machine),
         _user_namespaces(rootless),
         _mapping_programs(rootless),
         _subordinate_ids(rootless),
@@ -104,6 +104,14 @@ def _kernel(machine: Machine) -> Check:
         return Check("kernel", "missing", f"{machine.kernel} is too old", "use Linux 5.3 or newer")
     if machine.kernel_version < ATTACHING_KERNEL:
         return Check("kernel", "optional", machine.kernel, "Linux 5.12 or newer lets sandboxes be made ahead")
+    return Check("kernel", "ok", machine.kernel)
+
+
+def _rootless_kernel(machine: Machine) -> Check:
+    if machine.kernel_version < ATTACHING_KERNEL:
+        return Check(
+            "kernel", "missing", f"{machine.kernel} is too old", "use Linux 5.12 or newer, or run this as root"
+        )
     return Check("kernel", "ok", machine.kernel)
 
 
@@ -174,7 +182,7 @@ def _user_namespaces(rootless: Rootless) -> Check:
         return Check(name, "missing", finding, f"as root: sysctl -w {settings}, or run `cupola up` as root")
     return Check(
         name, "missing", rootless.problem,
-        "use Linux 5.11 or newer, outside of a container and of what else restricts them, or run `cupola up` as root",
+        "start it outside of a container and of what else restricts them, or run `cupola up` as root",
     )  # fmt: skip
 
 

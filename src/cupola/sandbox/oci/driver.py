@@ -378,7 +378,12 @@ class OciDriver(Driver):
         mounts = [self._reach / f"{name}.{number}" for number in range(len(directories))]
         for directory, mount in zip(directories, mounts, strict=True):
             mount.mkdir()
-            linux.mount(str(directory), str(mount), "", linux.MS_BIND)
+            # With its flags: crun forgets them when it has a user namespace to make.
+            descriptor = linux.clone_directory_mount(str(directory))
+            try:
+                linux.attach_mount(descriptor, str(mount))
+            finally:
+                os.close(descriptor)
         return mounts
 
     def _detach_mounts(self, name: str) -> None:

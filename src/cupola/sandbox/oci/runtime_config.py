@@ -33,6 +33,19 @@ MASKED = (
     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )  # fmt: skip
+MASKED_OF_HOST_SYS = (
+    "/sys/fs/bpf", "/sys/fs/cgroup", "/sys/fs/fuse", "/sys/fs/pstore", "/sys/kernel/config", "/sys/kernel/debug",
+    "/sys/kernel/security", "/sys/kernel/tracing",
+)  # fmt: skip
+"""What is mounted there on the host, and shows where the host's `/sys` does."""
+_SYSFS = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}
+_HOST_SYS = {
+    "destination": "/sys",
+    "type": "none",
+    "source": "/sys",
+    "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
+}
+"""A user namespace may mount no other than that of the namespace which its network belongs to."""
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 LIMITS = frozenset({"memory", "pids", "cpu"})
 """The controllers of control groups that hold a sandbox to its limits."""
@@ -92,8 +105,7 @@ def runtime_config(
              "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
             {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
              "options": ["nosuid", "noexec", "nodev"]},
-            {"destination": "/sys", "type": "sysfs", "source": "sysfs",
-             "options": ["nosuid", "noexec", "nodev", "ro"]},
+            _SYSFS if ids is None else _HOST_SYS,
             _bind(hosts, "/etc/hosts", "ro"),
             _bind(resolver, "/etc/resolv.conf", "ro"),
             _bind(home, HOME, "rw"),
@@ -111,7 +123,7 @@ def runtime_config(
             }),
             "resources": {name: value for name, value in _resources(spec).items() if name in controllers},
             "seccomp": seccomp.profile(),
-            "maskedPaths": list(MASKED),
+            "maskedPaths": [*MASKED, *(() if ids is None else MASKED_OF_HOST_SYS)],
             "readonlyPaths": list(READ_ONLY),
         },
     }  # fmt: skip
