@@ -71,9 +71,11 @@ class OrdinaryUser:
         """
         hierarchies = find_hierarchies()
         name = f"cupola-tests-{os.getpid()}-{next(_numbers)}"
+        closing = contextlib.ExitStack()
         if hybrid:
             self.hybrid.mkdir(exist_ok=True)
             linux.mount("cgroup2", str(self.hybrid), "cgroup2", 0)
+            closing.callback(linux.unmount, str(self.hybrid))
             groups = [self.hybrid / name]
         elif hierarchies.unified is not None:
             for controller in LIMITS:
@@ -86,14 +88,12 @@ class OrdinaryUser:
             group.mkdir()
             for path in (group, *group.iterdir()):
                 os.chown(path, NUMBER, NUMBER)
-        try:
+        with closing:
             yield tuple(groups)
-        finally:
+            left = [path for group in groups for path in group.iterdir() if path.is_dir()]
+            assert left == []
             for group in groups:
-                assert [path.name for path in group.iterdir() if path.is_dir()] == []
                 group.rmdir()
-            if hybrid:
-                linux.unmount(str(self.hybrid))
 
     @property
     def has_hybrid(self) -> bool:

@@ -73,7 +73,8 @@ def run_rootless(
                 "no_privilege", f"The system refuses what a server without root needs: {error}."
             ) from error
         if node == 0:
-            os._exit(_be_the_node(node_end, folder, parts))
+            os.close(alive)
+            os._exit(_be_the_node(node_end, folder, parts, life))
         os.close(life)
     except BaseException:
         node_end.close()
@@ -113,7 +114,7 @@ def _add_run_directory(staging: Path) -> None:
     linux.unmount(str(staging))
 
 
-def _be_the_node(sockets: Sockets, folder: Path, parts: Parts) -> int:
+def _be_the_node(sockets: Sockets, folder: Path, parts: Parts, life: int) -> int:
     """The status to exit with. The stack above belongs to the supervisor: nothing may be unwound."""
     try:
         # A terminal's Ctrl-C is for the supervisor.
@@ -127,7 +128,7 @@ def _be_the_node(sockets: Sockets, folder: Path, parts: Parts) -> int:
             uvloop.run(serve_node(sockets, folder, parts))
         finally:
             # The supervisor does it after this, unless it was killed.
-            give_back()
+            give_back(0 if _has_reader(life) else END_DEADLINE)
     except CupolaError as error:
         sys.stderr.write(f"cupola: {error.message}\n")
         return 1
@@ -139,6 +140,12 @@ def _be_the_node(sockets: Sockets, folder: Path, parts: Parts) -> int:
     return 0
 
 
+def _has_reader(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return not poll.poll(0)
+
+
 def _supervise(server: int, watched: int, node: int, alive: int, tidy: Callable[[], None]) -> int:
     """Wait until both have ended; returns the status of what went wrong, of the server first."""
     # The pipe's other end is the node's alone. It ends with the node even when frozen sandboxes keep that from being reaped.
@@ -148,8 +155,8 @@ def _supervise(server: int, watched: int, node: int, alive: int, tidy: Callable[
         select.select([alive], [], [])
     tidy()
     node_status = os.waitstatus_to_exitcode(os.waitpid(node, 0)[1])
-    give_back()
     _wait_or_kill(watched)
+    give_back(0)
     return os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]) or node_status
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cupola.sandbox.oci import linux
 from cupola.sandbox.oci.cgroup import Hierarchies
 from cupola.sandbox.oci.runtime_config import LIMITS
 
+PAUSE = 0.01
 CGROUPS = Path("/sys/fs/cgroup")
 RESERVED = "cupola-server"
 """The group inside of a delegated one that the platform itself is in: version 2 lets none be in a group that limits others."""
@@ -94,16 +96,21 @@ def _share_out() -> None:
             (CGROUPS / "cgroup.subtree_control").write_text(f"+{name}")
 
 
-def give_back() -> None:
-    """Undo what `show_delegated` has changed of the groups, as far as that is possible."""
+def give_back(patience: float) -> None:
+    """Undo what `show_delegated` has changed of the groups, as far as that is possible: `patience` is the time in seconds that
+    processes which were killed may take to leave them."""
     reserved = CGROUPS / RESERVED
-    if not reserved.exists():
-        return
-    with contextlib.suppress(OSError):
-        for name in (CGROUPS / "cgroup.subtree_control").read_text().split():
-            (CGROUPS / "cgroup.subtree_control").write_text(f"-{name}")
-        _move_all(reserved, CGROUPS)
-        reserved.rmdir()
+    end = time.monotonic() + patience
+    while reserved.exists():
+        try:
+            for name in (CGROUPS / "cgroup.subtree_control").read_text().split():
+                (CGROUPS / "cgroup.subtree_control").write_text(f"-{name}")
+            _move_all(reserved, CGROUPS)
+            reserved.rmdir()
+        except OSError:
+            if time.monotonic() >= end:
+                return
+            time.sleep(PAUSE)
 
 
 def enforceable(hierarchies: Hierarchies) -> frozenset[str]:
