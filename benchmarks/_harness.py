@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,6 +51,13 @@ def options(description: str) -> Options:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
     parsed = parser.parse_args()
     return Options(parsed.quick, parsed.json)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def report(title: str, rows: Sequence[Row], reference: str, goals: Sequence[Goal], chosen: Options) -> None:

@@ -1,9 +1,9 @@
 """From nothing to the first answer of the echo agent, with the same image: how much of it is the platform's doing?
 
-* bare: the agent's process in a chroot of the same files.
+* bare: the agent's process in a chroot of the same files, with a /proc as any container has, which some libraries read.
 * crun: a container of the same files made by `crun run` alone, in the host's network.
 * cupola: a request without a session id, through the gateway, which makes a session and starts its sandbox.
-* docker: `docker run`, where an engine answers.
+* docker: `docker run`, where there is an engine or one can be started.
 
 Each measures from the start until `POST /responses` is answered. The kinds take turns, so that whatever else the
 machine does falls on all alike.
@@ -16,9 +16,7 @@ import atexit
 import http.client
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks._harness import Goal, Row, options, report  # noqa: E402
+from benchmarks._docker import docker  # noqa: E402
+from benchmarks._harness import Goal, Row, free_port, options, report  # noqa: E402
 from cupola.images.model import Image  # noqa: E402
 from cupola.images.store import ImageStore  # noqa: E402
 from cupola.sandbox.base import MIB, SandboxSpec  # noqa: E402
@@ -71,12 +70,6 @@ class Bench:
         return folder
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def first_answer(port: int) -> None:
     """Ask until the agent answers, as a client that cannot know when it is ready has to."""
     end = time.monotonic() + DEADLINE
@@ -104,6 +97,7 @@ def enter(root: Path, working_directory: str) -> None:
 
 def bare(bench: Bench) -> float:
     folder, environment = bench.overlay(), bench.environment
+    linux.mount("proc", str(folder / "root" / "proc"), "proc", linux.MS_NOSUID | linux.MS_NODEV)
     began = time.perf_counter()
     process = subprocess.Popen(
         bench.arguments,
@@ -114,6 +108,7 @@ def bare(bench: Bench) -> float:
     took = time.perf_counter() - began
     process.kill()
     process.wait()
+    linux.unmount(str(folder / "root" / "proc"))
     linux.unmount(str(folder / "root"))
     return took
 
@@ -201,46 +196,22 @@ class Cupola:
         return took, str(answer.headers["x-agent-session-id"])
 
 
-def docker_image(layout: Path) -> str | None:
-    """The image in the local engine, or None where no engine answers."""
-    if shutil.which("docker") is None or shutil.which("skopeo") is None:
-        return None
-    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
-        return None
-    copy = ["skopeo", "copy", "-q", f"oci:{layout}:1", "docker-daemon:cupola-bench:1"]
-    subprocess.run(copy, check=True)
-    return "cupola-bench:1"
-
-
-def docker(image: str) -> Callable[[Bench], float]:
-    def measure(bench: Bench) -> float:
-        port = free_port()
-        began = time.perf_counter()
-        command = ["docker", "run", "--rm", "-d", "--network", "host", "-e", f"PORT={port}", "-m", "1g", image]
-        name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        first_answer(port)
-        took = time.perf_counter() - began
-        subprocess.run(["docker", "kill", name], check=True, capture_output=True)
-        return took
-
-    return measure
-
-
 def main() -> None:
     chosen = options(__doc__ or "")
     if os.geteuid() != 0:
         sys.exit("cold_start: sandboxes need root")
     enter_private_mount_namespace()
-    with tempfile.TemporaryDirectory(prefix="cupola-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="cupola-bench-") as name, docker() as engine:
         folder = Path(name)
         build(ROOT / "samples" / "echo", folder / "echo", "1")
         cupola = Cupola(folder, f"oci:{folder / 'echo'}:1")
         atexit.register(cupola.platform.stop)
         bench = Bench(cupola.image, folder)
         kinds: dict[str, Callable[[Bench], float]] = {"bare": bare, "crun": crun, "cupola": cupola.new_session}
-        engine = docker_image(folder / "echo")
         if engine is not None:
-            kinds["docker"] = docker(engine)
+            engine.load(folder / "echo")
+            run = engine.run
+            kinds["docker"] = lambda _: run(first_answer)
         kinds["cupola, running"] = cupola.running_session()
         times: dict[str, list[float]] = {kind: [] for kind in kinds}
         for round_number in range(7 if chosen.quick else 31):
@@ -250,7 +221,7 @@ def main() -> None:
                     times[kind].append(took)
         ControlGroups(GROUP, find_hierarchies()).remove_parent()
         if engine is not None:
-            subprocess.run(["docker", "rmi", "-f", engine], check=False, capture_output=True)
+            engine.remove()
     rows = {kind: Row.of(kind, values) for kind, values in times.items()}
     goals = [
         Goal(
@@ -261,8 +232,6 @@ def main() -> None:
         goals.append(
             Goal("a new session answers before docker run does (p50)", rows["cupola"].p50 < rows["docker"].p50)
         )
-    else:
-        print("docker: no engine answers here, so that row is missing")
     report("Start to first answer of the echo agent", list(rows.values()), "bare", goals, chosen)
 
 

@@ -1,12 +1,15 @@
 """How long a request takes by the tier in which it finds its session, for three agents, beside the same image without Cupola.
 
 * running: the session's sandbox runs.
-* frozen: it was frozen after a moment without requests.
+* idle: as running, after a rest as long as that of frozen ones: it takes a new connection, and finds the caches cold.
+* frozen: it was frozen after a rest.
 * started: a new session whose id the platform makes, with a sandbox that was started ahead.
 * primed: a new session with an id of the caller's own, with an interpreter that was made ready ahead.
 * stored: a session that was stopped comes back with its files, once more with an interpreter made ready.
 * cold: a new session without anything made ahead.
-* bare, docker: the agent's process in a chroot of the same files, and `docker run`, until the first answer.
+* bare: the agent's process in a chroot of the same files, until the first answer. It has a /proc, as any container has: the
+  official library reads it, and without would skip work that it does wherever it is deployed.
+* docker: `docker run` until the first answer, where there is an engine or one can be started.
 
 The agents: the sample on our own library, a plain Starlette agent, the official library; and one whose imports take a second.
 """
@@ -30,14 +33,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks._docker import Docker, docker  # noqa: E402
 from benchmarks._harness import Goal, Row, options, report  # noqa: E402
-from benchmarks.cold_start import BODY, JSON, Bench, bare, docker, docker_image, load_image  # noqa: E402
+from benchmarks.cold_start import BODY, JSON, Bench, bare, first_answer, load_image  # noqa: E402
 from cupola.sandbox.oci.driver import enter_private_mount_namespace  # noqa: E402
 from scripts.build_sample import build  # noqa: E402
 from tests.system.platform import Platform  # noqa: E402
 
 DEADLINE = 60.0
-FROZEN_AT_ONCE = 20
+AT_REST = 20
+"""Sessions that rest at the same time."""
+REST = 2.0
+"""Seconds. Connections to agents are kept for less, as they are with the default for freezing."""
 REFERENCES = 15
 """Rounds of the bare process and of docker, which are only there to compare with."""
 
@@ -157,11 +164,18 @@ class Tiers:
         while True:
             yield self._expect("running", self.ask(session))
 
+    def idle(self) -> Iterator[float]:
+        sessions = [self.ask(self.new_id())[1] for _ in range(AT_REST)]
+        while True:
+            time.sleep(REST)
+            for session in sessions:
+                yield self._expect("running", self.ask(session))
+
     def frozen(self) -> Iterator[float]:
-        sessions = [self.ask(self.new_id())[1] for _ in range(FROZEN_AT_ONCE)]
+        sessions = [self.ask(self.new_id())[1] for _ in range(AT_REST)]
         while True:
             # With the one of the requests to a running session.
-            self.until("frozen", FROZEN_AT_ONCE + 1)
+            self.until("frozen", AT_REST + 1)
             for session in sessions:
                 yield self._expect("frozen", self.ask(session))
 
@@ -199,9 +213,9 @@ class Tiers:
         return took
 
 
-def measure(agent: Agent, folder: Path, *, quick: bool) -> dict[str, Row]:
+def measure(agent: Agent, folder: Path, engine: Docker | None, *, quick: bool) -> dict[str, Row]:
     layout = build_agent(agent, folder)
-    warm = Platform(folder / "warm", {"CUPOLA_FREEZE_AFTER": "0.3", "CUPOLA_POOL_SIZE": "1"}).start()
+    warm = Platform(folder / "warm", {"CUPOLA_FREEZE_AFTER": str(REST), "CUPOLA_POOL_SIZE": "1"}).start()
     bare_of_all = Platform(folder / "cold", {"CUPOLA_POOL_SIZE": "0"}).start()
     for platform in (warm, bare_of_all):
         atexit.register(platform.stop)
@@ -215,8 +229,8 @@ def measure(agent: Agent, folder: Path, *, quick: bool) -> dict[str, Row]:
     tiers, cold = Tiers(warm, agent.name), Tiers(bare_of_all, agent.name)
     rows: dict[str, Row] = {}
     kinds: dict[str, Callable[[], Iterator[float]]] = {
-        "running": tiers.running, "frozen": tiers.frozen, "started": tiers.started, "primed": tiers.primed,
-        "stored": tiers.stored, "cold": cold.cold,
+        "running": tiers.running, "idle": cold.idle, "frozen": tiers.frozen, "started": tiers.started,
+        "primed": tiers.primed, "stored": tiers.stored, "cold": cold.cold,
     }  # fmt: skip
     repetitions = 20 if quick else 200
     for kind, samples in kinds.items():
@@ -227,10 +241,10 @@ def measure(agent: Agent, folder: Path, *, quick: bool) -> dict[str, Row]:
     bench = Bench(load_image(warm, str(version["image_digest"])), folder)
     rounds = 4 if quick else REFERENCES
     rows["bare"] = Row.of("bare", [1000 * bare(bench) for _ in range(rounds)][1:])
-    engine = docker_image(layout)
     if engine is not None:
-        run = docker(engine)
-        rows["docker"] = Row.of("docker", [1000 * run(bench) for _ in range(rounds)][1:])
+        engine.load(layout)
+        rows["docker"] = Row.of("docker", [1000 * engine.run(first_answer) for _ in range(rounds)][1:])
+        engine.remove()
     for platform in (warm, bare_of_all):
         platform.stop()
     return rows
@@ -257,11 +271,13 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("session_tiers: sandboxes need root")
     enter_private_mount_namespace()
-    for agent in AGENTS:
-        with tempfile.TemporaryDirectory(prefix="cupola-bench-") as name:
-            rows = measure(agent, Path(name), quick=chosen.quick)
-        report(f"Request to first byte: {agent.name}", list(rows.values()), "running", goals(agent.name, rows), chosen)
-        print(flush=True)
+    with docker() as engine:
+        for agent in AGENTS:
+            with tempfile.TemporaryDirectory(prefix="cupola-bench-") as name:
+                rows = measure(agent, Path(name), engine, quick=chosen.quick)
+            title = f"Request to first byte: {agent.name}"
+            report(title, list(rows.values()), "running", goals(agent.name, rows), chosen)
+            print(flush=True)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,20 @@ def _is_agent(requirement: str) -> bool:
     return name is not None and re.sub(r"[-_.]+", "-", name[0]).lower() == "cupola-agent"
 
 
+def _agent_dependencies(requirements: Sequence[str]) -> list[str]:
+    """What the library depends on, with the extras that the requirements name. Raises BuildError for one it lacks."""
+    project = tomllib.loads((AGENT / "pyproject.toml").read_text())["project"]
+    dependencies = list(project["dependencies"])
+    for requirement in requirements:
+        named = re.match(r"[\w.-]+\s*\[([^\]]*)\]", requirement)
+        for extra in named[1].split(",") if named else ():
+            name = re.sub(r"[-_.]+", "-", extra.strip()).lower()
+            if name not in project["optional-dependencies"]:
+                raise BuildError(f"cupola-agent has no extra named {extra.strip()!r}")
+            dependencies += project["optional-dependencies"][name]
+    return dependencies
+
+
 def _agent_source(wanted: Sequence[str]) -> list[str]:
     """The names and contents that the library is built of, where it is wanted."""
     if not any(_is_agent(requirement) for requirement in wanted):
@@ -137,7 +151,7 @@ def _add_site(writer: LayoutWriter, base: Path, wanted: Sequence[str]) -> Layer:
             for wheel in wheels.glob("*.whl"):
                 with zipfile.ZipFile(wheel) as archive:
                     archive.extractall(site)
-            others += tomllib.loads((AGENT / "pyproject.toml").read_text())["project"]["dependencies"]
+            others += _agent_dependencies([requirement for requirement in wanted if _is_agent(requirement)])
         run([*install, *others])
         # The scripts name this machine's interpreter in their first line.
         shutil.rmtree(site / "bin", ignore_errors=True)

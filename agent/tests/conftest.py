@@ -62,8 +62,8 @@ def start_agent(tmp_path: Path, free_port: int) -> Iterator[StartAgent]:
         process.communicate()
 
 
-def wait_until_ready(process: subprocess.Popen[str], port: int) -> None:
-    for _ in range(1000):
+def wait_until_ready(process: subprocess.Popen[str], port: int, attempts: int = 1000) -> None:
+    for _ in range(attempts):
         assert process.poll() is None, process.communicate()[1]
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readiness", timeout=1):

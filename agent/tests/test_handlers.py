@@ -10,7 +10,8 @@ from cupola_agent.handlers import Handler, is_stream, iterate_in_thread
 
 
 async def outcome(function: Callable[..., Any]) -> Any:
-    result = await Handler.of(function, ("word",)).call(word="hi")
+    handler = Handler.of(function, ("word",))
+    result = await handler.call(dict.fromkeys(handler.names, "hi"))
     return [piece async for piece in result] if is_stream(result) else result
 
 

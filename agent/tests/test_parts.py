@@ -1,4 +1,4 @@
-"""Ids, store, environment, log lines."""
+"""Ids, environment, log lines."""
 
 import io
 import json
@@ -9,7 +9,6 @@ import uuid
 import pytest
 from cupola_agent import environment, ids
 from cupola_agent.logs import JsonFormatter
-from cupola_agent.store import MemoryStore, StoredResponse
 
 
 def test_the_shape_of_an_id() -> None:
@@ -38,18 +37,6 @@ def test_the_partition_of_an_id(identifier: str, partition: str | None) -> None:
 
 def test_new_uuid_is_one() -> None:
     assert uuid.UUID(ids.new_uuid()).version == 4
-
-
-def stored(response_id: str) -> StoredResponse:
-    return StoredResponse({"id": response_id, "previous_response_id": None}, ())
-
-
-def test_the_store_keeps_the_newest() -> None:
-    store = MemoryStore(capacity=2)
-    for name in ("a", "b", "c"):
-        store.put(stored(name))
-    assert store.get("a") is None
-    assert [store.get(name) == stored(name) for name in ("b", "c")] == [True, True]
 
 
 @pytest.mark.parametrize("value", ["0", "65536", "-1", "http", "80.5"])

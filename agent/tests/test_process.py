@@ -22,6 +22,7 @@ agent = Agent()
 
 @agent.responses
 async def reply(input):
+    print("begun")
     yield "begun"
     await asyncio.sleep(float(input))
     yield " and done"
@@ -38,6 +39,11 @@ def post(port: int, path: str, body: Any) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
     return connection
+
+
+def wait_for_line(stream: Any, text: str) -> None:
+    while text not in stream.readline():
+        continue
 
 
 def refused(port: int) -> bool:
@@ -58,7 +64,7 @@ def test_a_stop_lets_a_stream_in_flight_end_and_exits_with_0(start_agent: StartA
     assert agent.process.wait(5) == 0
 
 
-def test_a_stop_refuses_new_connections_at_once_and_cuts_after_the_time(start_agent: StartAgent) -> None:
+def test_a_stop_refuses_new_work_and_cuts_after_the_time(start_agent: StartAgent) -> None:
     agent = start_agent(SLOW, AGENTSERVER_GRACEFUL_SHUTDOWN_TIMEOUT_SECONDS="1")
     with (
         closing(post(agent.port, "/invocations", {})),
@@ -66,9 +72,50 @@ def test_a_stop_refuses_new_connections_at_once_and_cuts_after_the_time(start_ag
     ):
         connection.getresponse().readline()
         agent.process.terminate()
-        time.sleep(0.5)
-        assert refused(agent.port)
-        assert agent.process.wait(5) == 0
+        while not refused(agent.port):
+            time.sleep(0.01)
+        assert agent.process.wait(10) == 0
+
+
+def test_a_stop_is_told_to_those_who_ask_whether_it_is_ready(start_agent: StartAgent) -> None:
+    agent = start_agent(SLOW)
+    with closing(http.client.HTTPConnection("127.0.0.1", agent.port, timeout=10)) as connection:
+        connection.request("GET", "/readiness")
+        connection.getresponse().read()
+        agent.process.terminate()
+        connection.request("GET", "/readiness")
+        answer = connection.getresponse()
+        while answer.status == 200:
+            answer.read()
+            connection.request("GET", "/readiness")
+            answer = connection.getresponse()
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
+    assert agent.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_stop_lets_a_whole_answer_in_flight_end(start_agent: StartAgent, store: bool) -> None:
+    agent = start_agent(SLOW)
+    with closing(post(agent.port, "/responses", {"input": "0.5", "store": store})) as connection:
+        wait_for_line(agent.process.stdout, "begun")
+        agent.process.terminate()
+        answer = connection.getresponse()
+        body = json.loads(answer.read())
+        assert (answer.status, body["status"]) == (200, "completed")
+        assert body["output"][0]["content"][0]["text"] == "begun and done"
+        assert answer.headers["x-request-id"]
+    assert agent.process.wait(10) == 0
+
+
+def test_a_second_signal_cuts_at_once(start_agent: StartAgent) -> None:
+    agent = start_agent(SLOW)
+    with closing(post(agent.port, "/responses", {"input": "60", "stream": True})) as connection:
+        connection.getresponse().readline()
+        agent.process.terminate()
+        while not refused(agent.port):
+            time.sleep(0.01)
+        agent.process.terminate()
+        assert agent.process.wait(10) == 0
 
 
 def test_an_idle_agent_stops_at_once(start_agent: StartAgent) -> None:
@@ -90,7 +137,11 @@ def test_a_port_that_is_taken(start_agent: StartAgent, free_port: int) -> None:
     ("name", "value", "message"),
     [
         ("PORT", "70000", "PORT must be an integer from 1 to 65535, not '70000'"),
+        ("PORT", "0", "PORT must be an integer from 1 to 65535, not '0'"),
         ("AGENTSERVER_GRACEFUL_SHUTDOWN_TIMEOUT_SECONDS", "soon", "must be a whole number of seconds"),
+        ("WS_KEEPALIVE_INTERVAL", "-1", "WS_KEEPALIVE_INTERVAL must be a number of seconds, 0 or more, not '-1'"),
+        ("WS_KEEPALIVE_INTERVAL", "inf", "WS_KEEPALIVE_INTERVAL must be a number of seconds, 0 or more, not 'inf'"),
+        ("AGENTSERVER_FLUSH_MODE", "never", "must be background, async or sync"),
     ],
 )
 def test_a_setting_that_makes_no_sense(start_agent: StartAgent, name: str, value: str, message: str) -> None:
@@ -105,7 +156,7 @@ def test_a_module_without_an_agent(start_agent: StartAgent) -> None:
     agent = start_agent("", ready=False)
     _, errors = agent.process.communicate(timeout=10)
     assert agent.process.returncode == 1
-    assert errors == "cupola-agent: 'main' has no cupola_agent.Agent named 'agent'\n"
+    assert errors == "cupola-agent: 'main' has no agent or ASGI app named 'agent'\n"
 
 
 def test_hosted_log_lines_are_json_and_prints_come_at_once(start_agent: StartAgent) -> None:
@@ -146,8 +197,6 @@ def test_the_official_client(start_agent: StartAgent) -> None:
         client.responses.delete(plain.id)
         with pytest.raises(openai.NotFoundError, match="not found"):
             client.responses.retrieve(plain.id)
-        with pytest.raises(openai.BadRequestError, match="not supported yet"):
-            client.responses.create(model="m", input="x", background=True)
 
         counts = [client.responses.create(input="count").output_text for _ in range(2)]
         assert counts == ["count: 1", "count: 2"]

@@ -1,4 +1,5 @@
-"""Kill -9 of the server, of sandboxes' first processes and of their children, at random under load; then look at what is left.
+"""Kill -9 of the node, of the server, of sandboxes' first processes and of their children, at random under load; then look at
+what is left.
 
 Every answer must be that of the session that was asked, failures need a cause, sessions come back, acknowledged files stay as
 they were, and nothing of the dead is left on the machine. As root: `python tests/soak/crash.py --rounds 1000`.
@@ -32,7 +33,7 @@ BATCH = 25
 AHEAD = 1
 QUIET_DEADLINE = 30.0
 """Seconds in which nothing is left of what was killed, once nobody asks anything."""
-KINDS = ("server", "sandbox", "child")
+KINDS = ("node", "server", "sandbox", "child")
 SETTINGS = {"CUPOLA_FREEZE_AFTER": "0.5", "CUPOLA_POOL_SIZE": str(AHEAD), "CUPOLA_STOP_GRACE": "5"}
 
 
@@ -94,7 +95,12 @@ class Crash:
         return Summary(self._kills, self._load.counts, self._checks, time.monotonic() - began)
 
     async def _kill_again_and_again(self, rounds: int) -> None:
-        kills = {"server": self._kill_server, "sandbox": self._kill_sandbox, "child": self._kill_child}
+        kills = {
+            "node": self._kill_node,
+            "server": self._kill_server,
+            "sandbox": self._kill_sandbox,
+            "child": self._kill_child,
+        }
         while (killed := self._kills.total()) < rounds:
             await asyncio.sleep(self._random.uniform(0.02, 0.8))
             session = await kills[self._random.choice(KINDS)]()
@@ -107,12 +113,19 @@ class Crash:
                 answers = self._load.counts.answers.total()
                 print(f"round {number:>5}: {dict(self._kills)}, {answers} answers", flush=True)
 
+    async def _kill_node(self) -> str | None:
+        return await self._kill_platform("node", self._platform.kill)
+
     async def _kill_server(self) -> str | None:
+        return await self._kill_platform("server", self._platform.kill_server)
+
+    async def _kill_platform(self, kind: str, kill_and_wait: Callable[[], None]) -> str | None:
+        """Each of the two processes takes the other along."""
         kill = Disturbance("server", None, time.monotonic())
         self._load.disturbances.append(kill)
         self._load.hold()
-        await asyncio.to_thread(self._platform.kill)
-        self._kills["server"] += 1
+        await asyncio.to_thread(kill_and_wait)
+        self._kills[kind] += 1
         await self._load.quiet()
         await asyncio.to_thread(self._platform.start)
         left = traces(self._platform.data)

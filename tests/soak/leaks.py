@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 from cupola.installation import DataFolder
@@ -54,7 +54,9 @@ class Installation:
 
     def guids(self) -> dict[str, str]:
         """The id of each session by the name of its directory."""
-        with closing(sqlite3.connect(f"file:{DataFolder(self.data).database}?mode=ro", uri=True)) as database:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{DataFolder(self.data).database}?mode=ro", uri=True)
+        ) as database:
             return dict(database.execute("SELECT guid, id FROM sessions"))
 
     def session_of(self, process: int) -> str | None:
@@ -132,8 +134,12 @@ class Installation:
 
 
 def _children(process: int) -> list[int]:
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        # A thread may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def _arguments(process: int) -> bytes:

@@ -51,8 +51,7 @@ class Internet:
 @contextlib.contextmanager
 def small_internet() -> Iterator[Internet]:
     own = current_namespace()
-    outside, lan = make_namespace(), make_namespace()
-    host = make_namespace()
+    outside, lan, host = (_namespace() for _ in range(3))
     found = Internet(host, outside, lan)
     _connect(host, "wan", (f"{HOST}/30",), outside, "out", (f"{GATEWAY}/30",))
     _connect(host, "lan", (f"{LAN_HOST}/24",), lan, "eth", (f"{LAN}/24",))
@@ -78,6 +77,13 @@ def small_internet() -> Iterator[Internet]:
         enter(own)
         for namespace in (own, outside, lan, host):
             os.close(namespace)
+
+
+def _namespace() -> int:
+    made = make_namespace()
+    # New ones begin as the machine's own one is, which somebody may have made a router.
+    set_option("ipv4/ip_forward", "0")
+    return made
 
 
 @contextlib.contextmanager

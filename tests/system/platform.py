@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -64,10 +65,13 @@ class Platform:
     @property
     def server(self) -> int:
         """The process id of the server, which is a child of the node unless it is the same process."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        # Sandboxes are children too, and run other programs.
-        found = [int(child) for child in children if b"cupola" in Path(f"/proc/{child}/cmdline").read_bytes()]
-        return found[0] if found else self.pid
+        own = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            # Sandboxes and runtimes are children too. They run other programs, and end at any time.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{child}/cmdline").read_bytes() == own:
+                    return int(child)
+        return self.pid
 
     @property
     def processes(self) -> frozenset[int]:
@@ -126,10 +130,15 @@ class Platform:
         return version
 
     def kill(self) -> None:
-        """`kill -9` of the server."""
+        """`kill -9` of the node."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def kill_server(self) -> None:
+        """`kill -9` of the server; the node then ends by itself."""
+        os.kill(self.server, signal.SIGKILL)
+        self.wait()
 
     def wait(self) -> int:
         """The exit code of a server that ends by itself."""

@@ -54,6 +54,34 @@ def test_who_faces_the_network_has_no_rights(start_platform: Start, echo_image: 
     assert listening(platform.pid) == 0
 
 
+def groups_of(process: int) -> list[str]:
+    """The files of control groups that the process has open, with the flags they are open with."""
+    opened = []
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            path = descriptor.readlink()
+            flags = Path(f"/proc/{process}/fdinfo/{descriptor.name}").read_text().split("flags:")[1].split()[0]
+        except FileNotFoundError:
+            continue
+        if path.is_relative_to("/sys/fs/cgroup"):
+            opened.append(f"{path.name} {int(flags, 8) & os.O_ACCMODE}")
+    return opened
+
+
+def test_the_server_may_freeze_and_thaw_its_sandboxes_and_nothing_else(start_platform: Start, echo_image: str) -> None:
+    platform = start_platform(CUPOLA_POOL_SIZE="0")
+    assert platform.deploy("echo", echo_image)["status"] == "active"
+    freezers = {f"freezer.state {os.O_WRONLY}", f"cgroup.freeze {os.O_WRONLY}"}
+    with platform.http() as http:
+        for session in ("session-1", "session-2"):
+            http.post(ECHO, json={"input": "hello", "agent_session_id": session}).raise_for_status()
+        opened = groups_of(platform.server)
+        assert len(opened) == 2
+        assert set(opened) <= freezers
+        http.delete("/agents/echo/endpoint/sessions/session-1").raise_for_status()
+        assert len(groups_of(platform.server)) == 1
+
+
 def test_the_server_sees_neither_files_of_sessions_nor_what_is_beside_them(
     start_platform: Start, echo_image: str
 ) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -256,11 +258,31 @@ except OSError:
 
 
 async def test_a_runtime_that_a_dead_server_left_at_work_is_killed(tmp_path: Path) -> None:
-    command = ["sh", "-c", "sleep 600", "--root", str(tmp_path / "run" / "state")]
+    command = [sys.executable, "-c", "import signal; signal.pause()", "--root", str(tmp_path / "run" / "state")]
     stray = await asyncio.to_thread(subprocess.Popen, command)
+    # The kernel shows the arguments a moment after the program was started.
+    arguments = Path(f"/proc/{stray.pid}/cmdline")
+    while not await asyncio.to_thread(arguments.read_bytes):
+        await asyncio.sleep(0.001)
     made = OciDriver(f"stray{os.getpid()}", tmp_path / "run", tmp_path / "data")
     await made.open()
     assert stray.wait(1) == -9
+    await made.close()
+
+
+async def test_a_ctrl_c_that_meets_the_runtime_at_its_start_harms_no_sandbox(spec: SandboxSpec, tmp_path: Path) -> None:
+    real = shutil.which("crun")
+    if real is None:
+        pytest.skip("crun is not installed")
+    struck = tmp_path / "crun"
+    struck.write_text(
+        f'#!/bin/sh\n[ -e {tmp_path}/struck ] || {{ : > {tmp_path}/struck; kill -INT $$; }}\nexec {real} "$@"\n'
+    )
+    struck.chmod(0o755)
+    made = OciDriver(f"struck{os.getpid()}", tmp_path / "run", tmp_path / "data", str(struck))
+    await made.open()
+    assert (await inside(made, spec, "print('fine')"))[0] == "fine"
+    assert (tmp_path / "struck").exists()
     await made.close()
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, library_failed
 from cupola_agent.exchange import BodyTooLargeError, ClientDisconnectedError, Exchange, Socket
-from cupola_agent.handlers import Handler
+from cupola_agent.handlers import Handler, is_async
 from cupola_agent.http import Answer, Call, Header
 from cupola_agent.invocations import Invocations
 from cupola_agent.logs import start_log_fields
@@ -24,12 +24,13 @@ from cupola_agent.responses.routes import ResponseRoutes
 from cupola_agent.responses.service import Responses
 from cupola_agent.responses.socket import ResponseSocket
 from cupola_agent.routing import Route, Router
+from cupola_agent.stores import usual_store
 from cupola_agent.stores.base import ResponseStore
 from cupola_agent.version import server_identity
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _HEALTHY = Answer.json(200, b'{"status":"healthy"}')
 _DRAINING = Answer.json(503, b'{"status":"draining"}')
 
@@ -64,7 +65,8 @@ class Agent:
             default_model=default_model,
             history_limit=self.environment.history_limit if history_limit is None else history_limit,
         )
-        self._store = (store or self._usual_store)()
+        self._open_store = store
+        self._opened: ResponseStore | None = None
         self._compact: Handler | None = None
         self._own_header: Header = (b"x-platform-server", server_identity(server_version).encode())
         self._draining = False
@@ -94,6 +96,10 @@ class Agent:
 
         def register(function: F) -> F:
             handler = Handler.of(function, RESPONSE_ARGUMENTS)
+            if "stream" in handler.names and not is_async(function):
+                raise TypeError(
+                    "a handler that takes 'stream' is an async function, because it writes on the event loop"
+                )
             options = replace(self._options, steerable=steerable, resilient=resilient)
             self._responses = Responses(
                 handler, self.environment, options, self._store, self._resilience() if resilient else None
@@ -155,6 +161,8 @@ class Agent:
 
     async def start(self) -> None:
         """Called by the server before the first call."""
+        if self.environment.hosted and not self._variables.get("FOUNDRY_PROJECT_ENDPOINT"):
+            logger.warning("FOUNDRY_PROJECT_ENDPOINT is not set: responses are kept in this sandbox only")
         if self._responses is not None:
             await self._responses.start()
 
@@ -229,10 +237,15 @@ class Agent:
         folder = state_root(self._variables) / "streams"
         return Resilience(usual_tasks(self.environment, self._variables), folder, self.environment)
 
-    def _usual_store(self) -> ResponseStore:
-        from cupola_agent.stores import usual_store
-
-        return usual_store(self.environment, self._variables)
+    @property
+    def _store(self) -> ResponseStore:
+        """The one store of this agent, made when its first handler of responses is registered."""
+        if self._opened is None:
+            if self._open_store is not None:
+                self._opened = self._open_store()
+            else:
+                self._opened = usual_store(self.environment, self._variables)
+        return self._opened
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

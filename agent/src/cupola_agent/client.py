@@ -4,7 +4,7 @@ An extra: `cupola-agent[client]`.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from cupola_agent.call import current_call
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+    from cupola_agent.platform.tokens import TokenSource
 
 
 @cache
@@ -33,25 +35,26 @@ def make_client(variables: Mapping[str, str]) -> "AsyncOpenAI":
         raise ModuleNotFoundError("the client needs: pip install 'cupola-agent[client]'", name="openai") from error
     endpoint = variables.get("FOUNDRY_PROJECT_ENDPOINT", "").rstrip("/")
     if endpoint:
-        return openai.AsyncOpenAI(
-            base_url=f"{endpoint}/openai/v1",
-            api_key=_tokens(endpoint, variables),
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_add_call_id]}),
-        )
+        tokens = _tokens(endpoint, variables)
+
+        async def look_at_status(response: Any) -> None:
+            if response.status_code == 401:
+                tokens.refuse(response.request.headers["authorization"].removeprefix("Bearer "))
+
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"request": [_add_call_id], "response": [look_at_status]})
+        return openai.AsyncOpenAI(base_url=f"{endpoint}/openai/v1", api_key=tokens.token, http_client=http)
     if not variables.get("OPENAI_API_KEY"):
         raise ValueError("no models: set FOUNDRY_PROJECT_ENDPOINT, or OPENAI_API_KEY and perhaps OPENAI_BASE_URL")
-    return openai.AsyncOpenAI(
-        base_url=variables.get("OPENAI_BASE_URL") or None, api_key=variables["OPENAI_API_KEY"]
-    )
+    return openai.AsyncOpenAI(base_url=variables.get("OPENAI_BASE_URL") or None, api_key=variables["OPENAI_API_KEY"])
 
 
-def _tokens(endpoint: str, variables: Mapping[str, str]) -> Callable[[], Awaitable[str]]:
+def _tokens(endpoint: str, variables: Mapping[str, str]) -> "TokenSource":
     from cupola_agent.platform.client import HttpClient, Origin
     from cupola_agent.platform.tokens import find_source
 
     if not Origin.of(endpoint).confidential:
         raise ValueError("FOUNDRY_PROJECT_ENDPOINT must be https: a token is never sent in the clear")
-    return find_source(variables, HttpClient()).token
+    return find_source(variables, HttpClient())
 
 
 async def _add_call_id(request: Any) -> None:

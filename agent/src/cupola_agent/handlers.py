@@ -8,6 +8,8 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from cupola_agent import threads
+
 T = TypeVar("T")
 
 # How many pieces a plain generator may be ahead of the client that reads them.
@@ -72,7 +74,7 @@ async def iterate(stream: AsyncIterator[T]) -> AsyncGenerator[T, None]:
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """Runs a blocking function in a thread of its own.
+    """Runs a blocking function in a thread that it has to itself.
 
     Not in the loop's pool: that one has few threads, a handler may wait minutes for a model, and the
     interpreter joins pool threads at exit, which would hold up a shutdown. A cancelled caller leaves the
@@ -101,7 +103,7 @@ async def in_thread(function: Callable[[], T]) -> T:
         else:
             _tell(loop, succeed, result)
 
-    threading.Thread(target=work, name="cupola-agent-handler", daemon=True).start()
+    threads.start(work)
     return await future
 
 

@@ -1,4 +1,4 @@
-"""JSON as it goes over the wire: compact, UTF-8, without the NaN and Infinity that JSON does not have."""
+"""JSON as it goes over the wire: compact, UTF-8."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ _ascii = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", "
 
 
 def encode(value: Any) -> bytes:
-    """Raises TypeError or ValueError when the value is not JSON."""
+    """Raises TypeError or ValueError when the value is not JSON; NaN and infinity become null, bytes base64."""
     try:
         return _encoder.encode(value)
     except UnicodeEncodeError:
@@ -25,3 +25,15 @@ def decode(body: bytes) -> Any:
         return _decoder.decode(body)
     except RecursionError:
         raise ValueError("Too deeply nested") from None
+    except ValueError:
+        if b"\\ud" not in body and b"\\uD" not in body:
+            raise
+    # Half of a surrogate pair, which JavaScript may escape, is more than the fast parser takes.
+    try:
+        return json.loads(body.decode(), parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("Too deeply nested") from None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"not a JSON number: {name}")

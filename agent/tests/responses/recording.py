@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from cupola_agent.responses.log import EventLog
 from cupola_agent.responses.objects import new_response
 from cupola_agent.responses.output import Output
 
@@ -13,13 +14,19 @@ Json = dict[str, Any]
 
 class Recording:
     def __init__(self) -> None:
-        self.events: list[Json] = []
-        self.output = Output(response(), self._append)
+        self._log = EventLog()
+        self.output = Output(response(), self._log.append)
 
-    def _append(self, kind: str, data: bytes) -> None:
-        event = json.loads(data)
-        assert event["type"] == kind
-        self.events.append(event)
+    @property
+    def events(self) -> list[Json]:
+        events = []
+        for frame in self._log.read(0):
+            name, data, *end = frame.split(b"\n")
+            assert end == [b"", b""]
+            event = json.loads(data.removeprefix(b"data: "))
+            assert name == b"event: " + event["type"].encode()
+            events.append(event)
+        return events
 
     @property
     def names(self) -> list[str]:

@@ -187,11 +187,42 @@ def test_the_terminal_event_is_the_last_word(event: Json, ending: Ending) -> Non
     assert recording.events == []
 
 
-def test_a_failure_ends_what_is_open_as_incomplete() -> None:
+_HALF = [
+    (
+        [added(), part("added"), of_item("output_text.delta", content_index=0, delta="ha"), part("done", text="half")],
+        {"content": [{"type": "output_text", "text": "ha", "annotations": []}]},
+    ),
+    (
+        [added(), part("added"), of_item("output_text.delta", content_index=0, delta="half")],
+        {"content": [{"type": "output_text", "text": "half", "annotations": []}]},
+    ),
+    (
+        [added(), of_item("refusal.delta", content_index=0, delta="no")],
+        {"content": [{"type": "refusal", "refusal": "no"}]},
+    ),
+    (
+        [added(type="reasoning"), of_item("reasoning_summary_text.delta", summary_index=0, delta="why")],
+        {"summary": [{"type": "summary_text", "text": "why"}]},
+    ),
+    (
+        [added(type="function_call"), *(of_item("function_call_arguments.delta", delta=text) for text in ("{", '"a"'))],
+        {"arguments": '{"a"'},
+    ),
+]
+
+
+@pytest.mark.parametrize(("events", "fields"), _HALF)
+@pytest.mark.parametrize("last", [[lifecycle("failed")], [lifecycle("incomplete")], [{"type": "error"}], []])
+def test_what_is_open_at_a_failure_ends_as_incomplete_with_what_was_told(
+    events: list[Json], fields: Json, last: list[Json]
+) -> None:
     recording = Recording()
-    apply(recording, [CREATED, added(), lifecycle("failed")])
-    assert recording.output.response["output"][0]["status"] == "incomplete"
-    recording.check()
+    raw = RawEvents(recording.output)
+    for event in (CREATED, *events, *last):
+        raw.apply(event)
+    raw.interrupt()
+    (item,) = recording.output.response["output"]
+    assert {"status": "incomplete", **fields}.items() <= item.items()
 
 
 _ERROR = {"code": "overloaded", "message": "Later.", "param": None}
@@ -243,9 +274,10 @@ _EXPECTED_CREATED = "expected response.created; came "
             "output_index 0 is done",
         ),
         ([CREATED, added(), {"type": "response.output_text.delta", "delta": "a"}], "expected output_index, a number"),
+        ([CREATED, added(), of_item("output_text.delta", content_index=0)], "expected delta, a text; came NoneType"),
         ([CREATED, added(), of_item("output_text.delta", delta="a")], "expected content_index, a number"),
         ([CREATED, added(), of_item("reasoning_summary_text.delta", delta="a")], "expected summary_index, a number"),
-        ([CREATED, added(), part("done")], "content_index 0 was not added, or is done"),
+        ([CREATED, added(), part("done")], "part 0 of content was not added, or is done"),
         ([CREATED, added(), part("added"), done()], "expected the `done` of part"),
         ([CREATED, {"type": "response.output_item.added", "item": {"type": "x"}}], "expected output_index"),
         ([CREATED, {"type": "response.output_item.added", "output_index": 0}], "expected an item with a type"),
@@ -254,6 +286,8 @@ _EXPECTED_CREATED = "expected response.created; came "
         ([CREATED, lifecycle("completed", output=[{"type": "message"}])], "as it was told"),
         ([CREATED, added(), done(), lifecycle("completed", output=[{"type": "reasoning"}])], "as it was told"),
         ([CREATED, {"type": "response.hologram.turned", "degrees": object()}], "not JSON"),
+        ([CREATED, {"type": "response.a\n\ndata: injected"}], "expected an event `response.…`"),
+        ([CREATED, {"type": "response."}], "expected an event `response.…`"),
         ([CREATED], "the events ended: expected response.completed or response.failed or response.incomplete"),
         ([], "the events ended"),
     ],

@@ -418,6 +418,10 @@ def _foreign_event(stream: ResponseStream) -> None:
     stream.event("error")
 
 
+def _broken_type(stream: ResponseStream) -> None:
+    stream.event("response.a\ndata: injected")
+
+
 def _no_json(stream: ResponseStream) -> None:
     stream.event("response.hologram.turned", degrees=object())
 
@@ -447,9 +451,10 @@ def _part_after_done(stream: ResponseStream) -> None:
         (_completed_twice, "the response is ended: expected nothing; came completed"),
         (_text_after_the_end, "the response is ended: expected nothing; came write"),
         (_queued_late, "the response is writing: expected write or completed or failed or incomplete; came queued"),
-        (_lifecycle_by_hand, "came response.completed"),
-        (_item_by_hand, "came response.output_item.done"),
-        (_foreign_event, "came error"),
+        (_lifecycle_by_hand, "came 'response.completed'"),
+        (_item_by_hand, "came 'response.output_item.done'"),
+        (_foreign_event, "came 'error'"),
+        (_broken_type, "came 'response.a\\n"),
         (_no_json, "not JSON"),
         (_summary_after_done, "reasoning at output_index 0: expected nothing, for it is done; came summary"),
         (_part_after_done, "reasoning at output_index 0: expected nothing, for it is done; came part"),

@@ -9,7 +9,7 @@ from cupola_agent.ids import partition_of
 from cupola_agent.responses.output import OutputError
 from cupola_agent.responses.prefixes import ITEM_PREFIXES
 from cupola_agent.responses.writers import MessageWriter, write_item
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.tests.responses.recording import RESPONSE_ID, Recording, silent_output
@@ -480,6 +480,8 @@ def test_a_call_without_a_call_id_gets_one_of_its_own(call: items.Item) -> None:
     [
         ({"id": "x"}, "an item has a type"),
         ({"type": 1}, "an item has a type"),
+        ({"type": "function_call", "arguments": "{}"}, "a function_call has a name, which is text: None"),
+        ({"type": "mcp_call", "name": "n"}, "a mcp_call has a server_label, which is text: None"),
         (3, "not int"),
         (items.StructuredOutputs(object()), "not JSON"),
         ({"type": "message", "content": ["x"]}, "a part of a message is a mapping"),
@@ -617,11 +619,14 @@ ITEMS: st.SearchStrategy[items.Item | Json] = st.one_of(
     st.builds(items.WebSearchCall, _ANY),
     st.builds(items.CustomToolCall, _ANY, _ANY),
     st.builds(items.StructuredOutputs, JSON),
-    st.fixed_dictionaries({"type": st.sampled_from(sorted(ITEM_PREFIXES)), "extra": JSON}),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(sorted(ITEM_PREFIXES)), "name": _ANY, "server_label": _ANY, "extra": JSON}
+    ),
     st.fixed_dictionaries({"type": st.just("hologram"), "extra": JSON}),
 )
 
 
+@settings(max_examples=300)
 @given(st.lists(ITEMS, max_size=6))
 def test_any_items_give_a_sound_stream(given_items: list[items.Item | Json]) -> None:
     recording = Recording()

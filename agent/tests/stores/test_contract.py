@@ -216,7 +216,7 @@ async def test_a_conversation_has_the_items_of_its_finished_responses_in_the_ord
         return await store.history_item_ids(NOBODY, previous_response_id=None, conversation_id="c1")
 
     assert await items() == []
-    place = {"conversation": {"id": "c1"}}
+    place: Json = {"conversation": {"id": "c1"}}
     await store.create(response("r1", status="in_progress", **place), [message("in1")], [], NOBODY)
     await store.create(response("r2", status="queued", **place), [message("in2")], [], NOBODY)
     assert await items() == []

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import sys
 from collections.abc import Collection
 from dataclasses import asdict
@@ -131,6 +132,18 @@ class LayerStore:
 
 
 async def _run(request: Request) -> Answer:
+    status, output, errors = await _unpack(request)
+    if status == -signal.SIGINT:
+        # A terminal's Ctrl-C has met it before it had a session of its own, and before it had done anything.
+        status, output, errors = await _unpack(request)
+    try:
+        return msgspec.json.decode(output, type=Answer)
+    except msgspec.MsgspecError as error:
+        raise _crashed(status, errors, request) from error
+
+
+async def _unpack(request: Request) -> tuple[int, bytes, bytes]:
+    """The status of the process that unpacks, what it answered and what it had to say about errors."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-X", "utf8", "-m", "cupola.images.unpack", json.dumps(asdict(request))),
         stdin=asyncio.subprocess.DEVNULL,
@@ -153,10 +166,7 @@ async def _run(request: Request) -> Answer:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    try:
-        return msgspec.json.decode(output, type=Answer)
-    except msgspec.MsgspecError as error:
-        raise _crashed(process.returncode or 0, errors, request) from error
+    return process.returncode or 0, output, errors
 
 
 def _crashed(status: int, errors: bytes, request: Request) -> CupolaError:

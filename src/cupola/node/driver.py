@@ -4,40 +4,94 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
+import threading
 from pathlib import Path
 
 from cupola.node import messages as wire
 from cupola.node.client import Lanes, NodeClient, NodeLost
-from cupola.sandbox.base import Driver, Exit, Output, Sandbox, SandboxSpec, unbroken
+from cupola.sandbox.base import Driver, Exit, Output, Sandbox, SandboxSpec, ThawFile, unbroken
 from cupola.sandbox.oci.pipes import OutputBudget, OutputPipe
 
 LOST = Exit(-9, reason="the part of the server that makes sandboxes has ended")
 
 
 class NodeSandbox(Sandbox):
-    """A sandbox of the node."""
+    """A sandbox of the node.
 
-    def __init__(self, name: str, exited: asyncio.Future[Exit], address: tuple[str, int], lanes: Lanes) -> None:
+    What its next request after a rest needs is here already, so that none waits for the node: the file that thaws it, and
+    a socket into it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        exited: asyncio.Future[Exit],
+        address: tuple[str, int],
+        lanes: Lanes,
+        pipes: tuple[OutputPipe, ...],
+        thaw_file: ThawFile | None,
+    ) -> None:
         super().__init__(name, exited)
         self._address = address
         self._lanes = lanes
+        self._pipes = pipes
+        self._thaw_file = thaw_file
+        self._spare: socket.socket | None = None
+        self._closed = False
+        self._lock = threading.Lock()
 
     @property
     def address(self) -> tuple[str, int]:
         return self._address
 
     def open_socket(self) -> socket.socket:
+        opened, self._spare = self._spare, None
+        if opened is not None:
+            return opened
         _, descriptors = self._lanes.ask_quickly(wire.OpenSocket(self.name), None)
         if not descriptors:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "the sandbox has ended")
-        opened = socket.socket(fileno=descriptors[0])
-        opened.setblocking(False)
-        return opened
+        return _socket_of(descriptors[0])
+
+    def keep(self, opened: socket.socket) -> None:
+        """Take a socket for the next `open_socket`."""
+        if self._closed or self._spare is not None:
+            opened.close()
+        else:
+            self._spare = opened
+
+    def thaw(self) -> None:
+        """Let it run again. By any thread."""
+        if self._thaw_file is None:
+            self._lanes.ask_quickly(wire.Thaw(self.name), None)
+            return
+        # Nobody may find another file at the descriptor.
+        with self._lock:
+            if not self._closed:
+                self._thaw_file.thaw()
 
     def listening_ports(self) -> tuple[int, ...]:
         ports: tuple[int, ...] = self._lanes.ask_quickly(wire.ListeningPorts(self.name), tuple[int, ...])[0]
         return ports
+
+    def close(self) -> None:
+        """Give up what belongs to it. It has ended."""
+        with self._lock:
+            self._closed = True
+            if self._thaw_file is not None:
+                os.close(self._thaw_file.descriptor)
+        if self._spare is not None:
+            self._spare.close()
+        for pipe in self._pipes:
+            pipe.finish()
+
+
+def _socket_of(descriptor: int) -> socket.socket:
+    opened = socket.socket(fileno=descriptor)
+    opened.setblocking(False)
+    return opened
 
 
 class NodeDriver(Driver):
@@ -48,7 +102,7 @@ class NodeDriver(Driver):
         self._lanes = lanes
         self._outputs: dict[str, Output] = {}
         self._exits: dict[str, asyncio.Future[Exit]] = {}
-        self._pipes: dict[str, tuple[OutputPipe, ...]] = {}
+        self._sandboxes: dict[str, NodeSandbox] = {}
         self._budget = OutputBudget()
         client.printed = self._on_printed
         client.ended = self._on_ended
@@ -84,13 +138,12 @@ class NodeDriver(Driver):
         self._outputs[spec.name] = output
         exited = self._exits[spec.name] = asyncio.get_running_loop().create_future()
         started, descriptors = await self._client.ask_for_descriptors(wire.Start(spec), wire.Started)
-        sandbox = NodeSandbox(spec.name, exited, started.address, self._lanes)
-        self._pipes[spec.name] = tuple(
-            OutputPipe(stream, descriptors.pop(0), output, self._budget) for stream in started.pipes
-        )
+        pipes = tuple(OutputPipe(stream, descriptors.pop(0), output, self._budget) for stream in started.pipes)
+        thaw_file = ThawFile(descriptors.pop(0), started.thaw_order) if started.thaw_order else None
+        sandbox = NodeSandbox(spec.name, exited, started.address, self._lanes, pipes, thaw_file)
+        self._sandboxes[spec.name] = sandbox
         if descriptors:
-            sandbox.channel = socket.socket(fileno=descriptors.pop())
-            sandbox.channel.setblocking(False)
+            sandbox.channel = _socket_of(descriptors.pop())
         return sandbox
 
     async def remove(self, name: str, grace: float) -> None:
@@ -98,16 +151,23 @@ class NodeDriver(Driver):
             await self._client.ask(wire.Stop(name, grace), None)
         except NodeLost:
             self.lost()
-        for pipe in self._pipes.pop(name, ()):
-            pipe.finish()
+        sandbox = self._sandboxes.pop(name, None)
+        if sandbox is not None:
+            sandbox.close()
         self._outputs.pop(name, None)
         self._exits.pop(name, None)
 
     async def freeze(self, name: str) -> None:
-        await self._client.ask(wire.Freeze(name), None)
+        _, descriptors = await self._client.ask_for_descriptors(wire.Freeze(name), None)
+        for opened in map(_socket_of, descriptors):
+            if name in self._sandboxes:
+                self._sandboxes[name].keep(opened)
+            else:
+                opened.close()
 
     def thaw(self, name: str) -> None:
-        self._lanes.ask_quickly(wire.Thaw(name), None)
+        if name in self._sandboxes:
+            self._sandboxes[name].thaw()
 
     async def attach(self, name: str, home: Path, files: Path) -> None:
         await unbroken(self._client.ask(wire.Attach(name, home, files), None))

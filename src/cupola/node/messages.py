@@ -40,7 +40,9 @@ class Opened(Message, frozen=True):
 
 
 class Start(Message, frozen=True):
-    """Answered by `Started`, with the descriptors of the pipes that it names, then of the channel if there is one."""
+    """Answered by `Started`, with the descriptors of the pipes that it names, then of the file that thaws it and the channel,
+    if there are such.
+    """
 
     spec: SandboxSpec
 
@@ -48,6 +50,8 @@ class Start(Message, frozen=True):
 class Started(Message, frozen=True):
     address: tuple[str, int]
     pipes: tuple[Stream, ...]
+    thaw_order: bytes
+    """What to write to the file that thaws it; empty when there is no such file, and `Thaw` is for asking."""
 
 
 class Stop(Message, frozen=True):
@@ -56,6 +60,8 @@ class Stop(Message, frozen=True):
 
 
 class Freeze(Message, frozen=True):
+    """Answered by the descriptor of a socket for the first request after it, unless the sandbox has ended."""
+
     sandbox: str
 
 

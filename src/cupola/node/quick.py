@@ -77,11 +77,7 @@ class QuickService:
         """The result of a request. Raises what the operation raises."""
         match request:
             case wire.OpenSocket(sandbox=name):
-                sandbox = self._sandboxes.get(name)
-                try:
-                    return None, [] if sandbox is None else [sandbox.open_socket().detach()]
-                except ConnectionRefusedError:
-                    return None, []
+                return None, self.open_socket(name)
             case wire.Thaw(sandbox=name):
                 self._driver.thaw(name)
             case wire.ListeningPorts(sandbox=name):
@@ -94,6 +90,14 @@ class QuickService:
             case _:
                 return self._perform_on_files(request)
         return None, []
+
+    def open_socket(self, name: str) -> list[int]:
+        """The descriptor of a socket into a sandbox, none when that has ended."""
+        sandbox = self._sandboxes.get(name)
+        try:
+            return [] if sandbox is None else [sandbox.open_socket().detach()]
+        except ConnectionRefusedError:
+            return []
 
     def _perform_on_files(self, request: wire.FileRequest) -> Result:
         if isinstance(request, wire.FinishUpload):

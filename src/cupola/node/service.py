@@ -47,16 +47,15 @@ class NodeService:
         self._codec: wire.Codec[wire.Numbered] = wire.Codec(folder, wire.Numbered)
         self._lanes = lanes
         self._folder = folder
-        self._volumes = volumes
         self._driver = driver
         self._sandboxes: dict[str, Sandbox] = {}
+        self._quick = QuickService(driver, self._sandboxes, volumes)
         self._images = images
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Serve until the server has gone, then give up what it asked for and remove every sandbox."""
-        quick = QuickService(self._driver, self._sandboxes, self._volumes)
-        threads = [threading.Thread(target=serve_lane, args=(lane, self._folder, quick)) for lane in self._lanes]
+        threads = [threading.Thread(target=serve_lane, args=(lane, self._folder, self._quick)) for lane in self._lanes]
         for thread in threads:
             thread.start()
         try:
@@ -75,7 +74,7 @@ class NodeService:
                 lane.close()
             for thread in threads:
                 await asyncio.to_thread(thread.join)
-            quick.close()
+            self._quick.close()
             for name in await self._driver.names():
                 await self._driver.stop(name, 0)
 
@@ -115,19 +114,26 @@ class NodeService:
                 held = HeldPipes(self._output(spec.name))
                 try:
                     sandbox = await driver.start(spec, held)
+                    thaw = sandbox.open_thaw_file()
                 except BaseException:
                     held.close()
                     raise
                 self._sandboxes[spec.name] = sandbox
                 sandbox.exited.add_done_callback(lambda ended: self._send(wire.Ended(spec.name, ended.result())))
                 channel, sandbox.channel = sandbox.channel, None
-                descriptors = [*held.read_ends.values(), *([] if channel is None else [channel.detach()])]
-                return wire.Started(sandbox.address, tuple(held.read_ends)), descriptors
+                descriptors = [
+                    *held.read_ends.values(),
+                    *([] if thaw is None else [thaw.descriptor]),
+                    *([] if channel is None else [channel.detach()]),
+                ]
+                order = b"" if thaw is None else thaw.order
+                return wire.Started(sandbox.address, tuple(held.read_ends), order), descriptors
             case wire.Stop(sandbox=name, grace=grace):
                 await driver.stop(name, grace)
                 self._sandboxes.pop(name, None)
             case wire.Freeze(sandbox=name):
                 await driver.freeze(name)
+                return None, self._quick.open_socket(name)
             case wire.Attach(sandbox=name, home=home, files=files):
                 await driver.attach(name, home, files)
             case wire.ListSandboxes():

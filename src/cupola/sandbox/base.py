@@ -8,6 +8,8 @@ removes it. `tests/system/test_driver_contract.py` holds every driver to this.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
@@ -88,6 +90,22 @@ class SandboxError(Exception):
     """A sandbox could not be made; the message says why, in words for the owner of the agent."""
 
 
+@dataclass(frozen=True)
+class ThawFile:
+    """A file that lets one sandbox run again when `order` is written to it, by whoever holds the descriptor."""
+
+    descriptor: int
+    order: bytes
+
+    def thaw(self) -> None:
+        """Let the sandbox run again, if it has not ended."""
+        try:
+            os.write(self.descriptor, self.order)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+
 @dataclass
 class Sandbox:
     """A started sandbox. `exited` is set once its first process has ended.
@@ -111,6 +129,13 @@ class Sandbox:
     def address(self) -> tuple[str, int]:
         """Where to connect a socket of `open_socket` to reach the agent's port."""
         raise NotImplementedError
+
+    def open_thaw_file(self) -> ThawFile | None:
+        """What `Driver.thaw` comes to, for a process without the driver's rights; None where there is no such file.
+
+        The descriptor is the caller's to close.
+        """
+        return None
 
     def listening_ports(self) -> tuple[int, ...]:
         """The TCP ports something listens on inside: for telling why an agent never became ready."""

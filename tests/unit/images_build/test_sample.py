@@ -13,7 +13,7 @@ import pytest
 
 from cupola.images.debian import build_base
 from cupola.images.steps import BuildError, run
-from scripts.build_sample import CACHE, _is_agent, _requirements, build
+from scripts.build_sample import CACHE, _agent_dependencies, _is_agent, _requirements, build
 
 needs_apt = pytest.mark.skipif(
     not all(map(shutil.which, ("apt-get", "dpkg-deb"))),
@@ -109,3 +109,12 @@ def test_requirements_are_names_only(tmp_path: Path) -> None:
 def test_a_sample_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="is not a folder"):
         build(tmp_path / "none", tmp_path / "layout", "t")
+
+
+def test_extras_of_the_library_are_installed_with_it() -> None:
+    plain = _agent_dependencies(["cupola-agent>=0.1"])
+    assert [name for name in plain if name.startswith("openai")] == []
+    more = set(_agent_dependencies(["cupola_agent[client, Pydantic_AI]"])) - set(plain)
+    assert {name.partition(">")[0].partition("[")[0] for name in more} == {"openai", "pydantic-ai-slim"}
+    with pytest.raises(BuildError, match="no extra named 'tools'"):
+        _agent_dependencies(["cupola-agent[tools]"])

@@ -39,7 +39,6 @@ class Called:
     call_id: str
     name: str
     arguments: str
-    needs_approval: bool = False
 
     @property
     def decoded(self) -> dict[str, Any]:
@@ -81,15 +80,22 @@ class Conversation:
     decisions: Mapping[str, Decision]
 
     @classmethod
-    def of(cls, *parts: Iterable[Json]) -> "Conversation":
-        """From items of the protocol, such as the history and then the input."""
-        items = [item for part in parts for item in part]
+    def of(cls, history: Iterable[Json], given: Iterable[Json]) -> "Conversation":
+        """From the items of the history, and those of the input.
+
+        A decision counts when the history has what it is about: a caller could send any request, and approve it.
+        """
+        past = list(history)
+        items = [*past, *given]
         entries = [entry for item in items for entry in _entries(item)]
         returned = {entry.call_id for entry in entries if isinstance(entry, Returned)}
+        asked = {item["id"]: _call_id(item) for item in past if item.get("type") == "mcp_approval_request"}
         decisions = {
-            item["approval_request_id"]: Decision(bool(item.get("approve")), item.get("reason"))
+            call_id: Decision(item.get("approve") is True, item.get("reason"))
             for item in items
-            if item["type"] == "mcp_approval_response" and item["approval_request_id"] not in returned
+            if item.get("type") == "mcp_approval_response"
+            and (call_id := asked.get(item["approval_request_id"])) is not None
+            and call_id not in returned
         }
         answered = returned | decisions.keys()
         kept: list[Entry] = []
@@ -103,6 +109,18 @@ class Conversation:
         return cls(tuple(kept), decisions)
 
 
+def noted(history: Iterable[Json], name: str) -> Any:
+    """The newest thing that an adapter noted under this name on an approval request; None without one.
+
+    Only what the store kept counts: a caller could note anything on an item that it sends.
+    """
+    found = None
+    for item in history:
+        if item.get("type") == "mcp_approval_request":
+            found = (item.get("internal_metadata") or {}).get(name, found)
+    return found
+
+
 def sampling(request: ResponseRequest) -> dict[str, Any]:
     """The request's `temperature`, `top_p` and `max_output_tokens`, as far as it names them."""
     named = ("temperature", "top_p", "max_output_tokens")
@@ -114,7 +132,7 @@ def instructions_of(request: ResponseRequest) -> str | None:
     given = request.instructions
     if given is None or isinstance(given, str):
         return given
-    return "\n".join(entry.text for entry in Conversation.of(given).entries if isinstance(entry, Said))
+    return "\n".join(entry.text for entry in Conversation.of((), given).entries if isinstance(entry, Said))
 
 
 def model_of(request: ResponseRequest, models: Sequence[str]) -> str | None:
@@ -133,7 +151,12 @@ def _entries(item: Json) -> Iterator[Entry]:
             text = output if isinstance(output, str) else Said("tool", tuple(_parts(output))).text
             yield Returned(item["call_id"], text)
         case "mcp_approval_request":
-            yield Called(item["id"], item["name"], item.get("arguments") or "{}", needs_approval=True)
+            yield Called(_call_id(item), item["name"], item.get("arguments") or "{}")
+
+
+def _call_id(request: Json) -> str:
+    """The id of the call that an approval request is about, which the adapter noted, or else the request's own."""
+    return str((request.get("internal_metadata") or {}).get("call_id") or request["id"])
 
 
 def _parts(content: str | Sequence[Json]) -> Iterator[str | Media]:

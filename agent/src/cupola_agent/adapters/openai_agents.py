@@ -1,6 +1,6 @@
 """Agents of the OpenAI Agents SDK as handlers of responses. An extra: `cupola-agent[openai-agents]`.
 
-    agent.responses(handler(agents.Agent(name="helper", instructions="…", tools=[…])))
+agent.responses(handler(agents.Agent(name="helper", instructions="…", tools=[…])))
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from cupola_agent.adapters.conversation import (
     Said,
     instructions_of,
     model_of,
+    noted,
     sampling,
 )
 from cupola_agent.context import ResponseContext
@@ -45,6 +46,7 @@ def handler(
         result = Runner.run_streamed(
             running, given, context=state_context, run_config=_run_config(run_config, request, models)
         )
+        calls = {} if state is None else _calls(conversation)
         try:
             said = False
             async for event in result.stream_events():
@@ -53,12 +55,20 @@ def handler(
                         said = True
                         yield event.data.delta
                 elif event.type == "run_item_stream_event":
-                    if event.name != "message_output_created":
-                        if (item := _item(event.item)) is not None:
-                            yield item
-                    elif not said:
-                        yield _text(event.item.raw_item)
-                    said = said and event.name != "message_output_created"
+                    if event.name == "message_output_created":
+                        if not said:
+                            yield _text(event.item.raw_item)
+                        said = False
+                        continue
+                    item = _item(event.item)
+                    if isinstance(item, items.FunctionCall) and item.call_id is not None:
+                        # Told with its output: until then it may turn out to be one that needs approval.
+                        calls[item.call_id] = item
+                        continue
+                    if isinstance(item, items.FunctionCallOutput) and item.call_id in calls:
+                        yield calls.pop(item.call_id)
+                    if item is not None:
+                        yield item
         finally:
             result.cancel()
         for request_item in _approval_requests(result, running):
@@ -67,6 +77,15 @@ def handler(
 
     state_context = context
     return reply
+
+
+def _calls(conversation: Conversation) -> dict[str, items.FunctionCall]:
+    """The calls that the caller has decided on."""
+    return {
+        entry.call_id: items.FunctionCall(entry.name, entry.arguments, call_id=entry.call_id)
+        for entry in conversation.entries
+        if isinstance(entry, Called) and entry.call_id in conversation.decisions
+    }
 
 
 def _with_instructions(agent: Any, instructions: str | None) -> Any:
@@ -144,9 +163,9 @@ def _approval_requests(result: Any, agent: Any) -> list[items.Item]:
     state = result.to_state().to_json() if result.interruptions else None
     requests: list[items.Item] = []
     for number, waiting in enumerate(result.interruptions):
-        noted = {"call_id": waiting.raw_item.call_id, **({} if number else {"run_state": state})}
-        arguments = waiting.raw_item.arguments
-        requests.append(items.McpApprovalRequest(agent.name, waiting.tool_name, arguments, internal_metadata=noted))
+        call = waiting.raw_item
+        note = {"call_id": call.call_id, **({} if number else {"run_state": state})}
+        requests.append(items.McpApprovalRequest(agent.name, call.name, call.arguments, internal_metadata=note))
     return requests
 
 
@@ -154,16 +173,12 @@ async def _interrupted_state(agent: Any, history: list[Json], conversation: Conv
     """The run that waits for the decisions of this turn, with them made; None when no run waits."""
     from agents import RunState
 
-    requests = [item for item in history if item["id"] in conversation.decisions]
-    states = [state for item in requests if (state := (item.get("internal_metadata") or {}).get("run_state"))]
-    if not states:
+    kept = noted(history, "run_state") if conversation.decisions else None
+    if kept is None:
         return None
-    state = await RunState.from_json(agent, states[-1])
-    decisions = {
-        item["internal_metadata"]["call_id"]: conversation.decisions[item["id"]] for item in requests
-    }
+    state = await RunState.from_json(agent, kept)
     for waiting in state.get_interruptions():
-        decision = decisions.get(waiting.raw_item.call_id)
+        decision = conversation.decisions.get(waiting.raw_item.call_id)
         if decision is not None and decision.approved:
             state.approve(waiting)
         elif decision is not None:

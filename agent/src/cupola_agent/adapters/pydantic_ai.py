@@ -1,6 +1,6 @@
 """Agents of Pydantic AI as handlers of responses. An extra: `cupola-agent[pydantic-ai]`.
 
-    agent.responses(handler(pydantic_ai.Agent(model, instructions="…", tools=[…])))
+agent.responses(handler(pydantic_ai.Agent(model, instructions="…", tools=[…])))
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,7 +13,6 @@ from cupola_agent.adapters.conversation import (
     Decision,
     Media,
     Returned,
-    Said,
     instructions_of,
     model_of,
     sampling,
@@ -25,9 +24,7 @@ Json = dict[str, Any]
 Piece = str | items.Item | items.Usage
 
 
-def handler(
-    agent: Any, *, deps: Any = None, models: Sequence[str] = ()
-) -> Callable[..., AsyncIterator[Piece]]:
+def handler(agent: Any, *, deps: Any = None, models: Sequence[str] = ()) -> Callable[..., AsyncIterator[Piece]]:
     """Gives a handler that runs `agent`, a `pydantic_ai.Agent`, with the conversation so far.
 
     `deps` are the run's. The request's instructions come after the agent's own; its temperature, top_p and
@@ -42,6 +39,7 @@ def handler(
         conversation = Conversation.of(history, context.input_items)
         asked = sampling(request)
         settings = {"max_tokens" if name == "max_output_tokens" else name: asked[name] for name in asked}
+        calls: dict[str, items.FunctionCall] = {}
         async with agent.run_stream_events(
             message_history=_messages(conversation),
             deferred_tool_results=_decided(conversation.decisions),
@@ -52,9 +50,17 @@ def handler(
         ) as events:
             async for event in events:
                 if isinstance(event, AgentRunResultEvent):
-                    for last in _ending(event.result, agent):
+                    for last in _ending(event.result, agent, calls):
                         yield last
-                elif (piece := _piece(event)) is not None:
+                    continue
+                piece = _piece(event)
+                if isinstance(piece, items.FunctionCall):
+                    # Told with its output: until then it may turn out to be one that needs approval.
+                    calls[event.part.tool_call_id] = piece
+                    continue
+                if isinstance(piece, items.FunctionCallOutput) and piece.call_id in calls:
+                    yield calls.pop(piece.call_id)
+                if piece is not None:
                     yield piece
 
     return reply
@@ -135,23 +141,24 @@ def _piece(event: Any) -> Piece | None:
     return None
 
 
-def _ending(result: Any, agent: Any) -> list[Piece]:
+def _ending(result: Any, agent: Any, calls: dict[str, items.FunctionCall]) -> list[Piece]:
+    """What is left to tell at the end of a run; `calls` are those without an output."""
     from pydantic_ai import DeferredToolRequests
 
     pieces: list[Piece] = []
     if isinstance(result.output, DeferredToolRequests):
+        pieces += [calls[call.tool_call_id] for call in result.output.calls if call.tool_call_id in calls]
         label = agent.name or "agent"
         for call in result.output.approvals:
+            note = {"call_id": call.tool_call_id}
             arguments = call.args_as_json_str()
-            pieces.append(items.McpApprovalRequest(label, call.tool_name, arguments, id=call.tool_call_id))
+            pieces.append(items.McpApprovalRequest(label, call.tool_name, arguments, internal_metadata=note))
     elif not isinstance(result.output, str):
         from pydantic_core import to_json
 
         pieces.append(to_json(result.output).decode())
-    usage = result.usage() if callable(result.usage) else result.usage
+    usage = result.usage
     pieces.append(
-        items.Usage(
-            usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.output_reasoning_tokens
-        )
+        items.Usage(usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.output_reasoning_tokens)
     )
     return pieces

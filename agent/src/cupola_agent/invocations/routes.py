@@ -8,7 +8,7 @@ from typing import Any
 
 from cupola_agent import ids, jsons
 from cupola_agent.call import Caller, call_scope
-from cupola_agent.context import InvocationContext, call_fields
+from cupola_agent.context import InvocationContext
 from cupola_agent.environment import Environment
 from cupola_agent.errors import SOURCE_HEADER
 from cupola_agent.exchange import ClientDisconnectedError, Exchange, Socket
@@ -126,7 +126,7 @@ async def _run(
     """Calls the handler, and answers with what it gives."""
     add_log_fields(invocation_id=invocation_id, session_id=session_id)
     exchange = call.exchange
-    context = InvocationContext(**call_fields(call.headers, call.request_id, session_id), invocation_id=invocation_id)
+    context = InvocationContext(call.request_id, session_id, call.headers, invocation_id)
     takes_stream = "stream" in handler.names
     request = _request(call, b"" if takes_stream else await exchange.body())
     arguments = {"request": request, "context": context, "stream": exchange.chunks() if takes_stream else None}

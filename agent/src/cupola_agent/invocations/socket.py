@@ -7,7 +7,7 @@ from typing import Any
 
 from cupola_agent import jsons
 from cupola_agent.call import Caller, call_scope
-from cupola_agent.context import CallContext, call_fields
+from cupola_agent.context import CallContext
 from cupola_agent.exchange import Socket, SocketClosedError
 from cupola_agent.handlers import Handler
 from cupola_agent.http import parsed_query
@@ -96,7 +96,7 @@ async def talk(handler: Handler, socket: Socket, request_id: str, session_id: st
     add_log_fields(session_id=session_id)
     headers = socket.headers
     caller = Caller(headers.get("x-agent-user-id", ""), headers.get("x-agent-foundry-call-id", ""), request_id)
-    context = CallContext(**call_fields(headers, request_id, session_id))
+    context = CallContext(request_id, session_id, headers)
     websocket = WebSocket(socket)
     arguments = {"socket": websocket, "context": context}
     ended = GOING_AWAY, "server"

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -26,6 +26,8 @@ from cupola_agent.stores.base import (
 from cupola_agent.version import server_identity
 
 logger = logging.getLogger("cupola_agent")
+
+Sleep = Callable[[float], Awaitable[None]]
 
 API_VERSION = "v1"
 ATTEMPT_SECONDS = 30.0
@@ -51,28 +53,26 @@ class Platform:
     """The project at `endpoint`, `FOUNDRY_PROJECT_ENDPOINT`.
 
     A bearer token can be used by whoever reads it, so an endpoint that is not https is refused with ValueError,
-    unless it is on this machine's loopback. `pauses` are the seconds before each further attempt.
+    unless it is on this machine's loopback.
     """
 
-    def __init__(
-        self, endpoint: str, tokens: TokenSource, http: HttpClient, *, pauses: Sequence[float] = PAUSES
-    ) -> None:
+    def __init__(self, endpoint: str, tokens: TokenSource, http: HttpClient, *, sleep: Sleep = asyncio.sleep) -> None:
         if not Origin.of(endpoint).confidential:
             raise ValueError("FOUNDRY_PROJECT_ENDPOINT must be https: a token is never sent in the clear")
         self._endpoint = endpoint.rstrip("/")
         self._tokens = tokens
         self._http = http
-        self._pauses = tuple(pauses)
+        self._sleep = sleep
         self._user_agent = server_identity()
 
     @classmethod
-    def from_environment(cls, variables: Mapping[str, str], *, pauses: Sequence[float] = PAUSES) -> "Platform":
+    def from_environment(cls, variables: Mapping[str, str], *, sleep: Sleep = asyncio.sleep) -> "Platform":
         """Raises ValueError without a usable FOUNDRY_PROJECT_ENDPOINT."""
         endpoint = variables.get("FOUNDRY_PROJECT_ENDPOINT", "")
         if not endpoint:
             raise ValueError("FOUNDRY_PROJECT_ENDPOINT is not set")
         http = HttpClient()
-        return cls(endpoint, find_source(variables, http), http, pauses=pauses)
+        return cls(endpoint, find_source(variables, http), http, sleep=sleep)
 
     async def call(
         self,
@@ -135,23 +135,24 @@ class Platform:
                 continue
             if answer is not None and answer.status not in retried:
                 return answer
-            pause = self._pause(attempt, answer)
+            pause = _pause(attempt, answer)
             if pause is None:
                 if answer is None:
                     raise UnavailableError(f"The platform cannot be reached: {failure}")
                 return answer
             attempt += 1
             logger.info("the platform did not answer a %s (%s); trying again", method, failure or answer)
-            await asyncio.sleep(pause)
+            await self._sleep(pause)
 
-    def _pause(self, attempt: int, answer: HttpAnswer | None) -> float | None:
-        """Seconds until the next attempt; None when there is to be none."""
-        if attempt >= len(self._pauses):
-            return None
-        wanted = _retry_after(answer)
-        if wanted is None:
-            return self._pauses[attempt]
-        return wanted if wanted <= MAX_RETRY_AFTER_SECONDS else None
+
+def _pause(attempt: int, answer: HttpAnswer | None) -> float | None:
+    """Seconds until the next attempt; None when there is to be none."""
+    if attempt >= len(PAUSES):
+        return None
+    wanted = _retry_after(answer)
+    if wanted is None:
+        return PAUSES[attempt]
+    return wanted if wanted <= MAX_RETRY_AFTER_SECONDS else None
 
 
 def segment(text: str) -> str:

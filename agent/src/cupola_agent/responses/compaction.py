@@ -4,10 +4,8 @@ Without a handler of the developer's own nothing is left out: the item holds the
 responses finds it in its history again.
 """
 
-import base64
-import binascii
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cupola_agent import ids, jsons
@@ -15,6 +13,7 @@ from cupola_agent.call import Caller
 from cupola_agent.errors import ApiError, invalid_request
 from cupola_agent.handlers import Handler
 from cupola_agent.http import Answer, Call
+from cupola_agent.responses.compacted import compaction_item, expanded
 from cupola_agent.responses.input import input_items
 from cupola_agent.responses.objects import ResponseRequest
 from cupola_agent.responses.request import parse_request
@@ -26,7 +25,6 @@ ARGUMENTS = ("items", "request")
 
 Json = dict[str, Any]
 
-_OURS = "cupola1."
 _NO_USAGE = {
     "input_tokens": 0,
     "input_tokens_details": {"cached_tokens": 0},
@@ -34,31 +32,6 @@ _NO_USAGE = {
     "output_tokens_details": {"reasoning_tokens": 0},
     "total_tokens": 0,
 }
-
-
-def compaction_item(items: Iterable[Mapping[str, Any]], partition: str) -> Json:
-    """One item that holds all of these."""
-    held = base64.urlsafe_b64encode(jsons.encode(list(items))).decode()
-    return {"id": ids.new_id("cmp", partition), "type": "compaction", "encrypted_content": _OURS + held}
-
-
-def compacted(items: Iterable[Json]) -> list[Json]:
-    """The items among these that hold others."""
-    return [item for item in items if item.get("type") in ("compaction", "compaction_summary")]
-
-
-def expanded(item: Json) -> list[Json]:
-    """The items that a compaction item of this library holds; any other item is itself."""
-    content = item.get("encrypted_content")
-    if item.get("type") not in ("compaction", "compaction_summary") or not isinstance(content, str):
-        return [item]
-    if not content.startswith(_OURS):
-        return [item]
-    try:
-        held = jsons.decode(base64.urlsafe_b64decode(content.removeprefix(_OURS)))
-    except (ValueError, binascii.Error):
-        return [item]
-    return [piece for piece in held if isinstance(piece, dict)] if isinstance(held, list) else [item]
 
 
 class Compaction:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cupola_agent.call import Caller
-from cupola_agent.responses.compaction import compacted, expanded
+from cupola_agent.responses.compacted import compacted, expanded
 from cupola_agent.responses.objects import Json
 from cupola_agent.stores.base import ResponseStore
 
@@ -44,6 +44,13 @@ class History:
         """Takes items that are in no store for what came before."""
         self._items = items
         self.item_ids = [item["id"] for item in items if "id" in item]
+
+    async def resolved(self, given: Sequence[Json]) -> tuple[Json, ...]:
+        """The items, each reference replaced by what it refers to; one to nothing is dropped. Raises StoreError."""
+        references = [item["id"] for item in given if item["type"] == "item_reference"]
+        found = dict(zip(references, await self._store.items(references, self._caller), strict=True))
+        whole = [found[item["id"]] if item["type"] == "item_reference" else item for item in given]
+        return tuple(item for item in whole if item is not None)
 
     async def items(self) -> list[Json]:
         """The items, with those that the input of the turn carries in compacted form. Raises StoreError."""

@@ -20,6 +20,10 @@ def input_items(given: str | list[dict[str, Any]] | None, partition: str) -> tup
 def _stored(item: Mapping[str, Any], partition: str) -> dict[str, Any]:
     kind = item.get("type", "message")
     stored = {"type": kind, **item, "status": "completed"}
+    content = stored.get("content")
+    if kind == "message" and isinstance(content, str):
+        part = "output_text" if stored.get("role") == "assistant" else "input_text"
+        stored["content"] = [{"type": part, "text": content}]
     prefix = ITEM_PREFIXES.get(kind)
     if prefix is not None and not item.get("id"):
         stored["id"] = ids.new_id(prefix, partition)

@@ -1,6 +1,10 @@
 """The events that carry a whole response, and the fields of it that are not a handler's (contract sections 4.4 to 4.6)."""
 
+import re
 from collections.abc import Mapping
+
+EVENT_TYPE = re.compile(r"response\.[A-Za-z0-9_.-]{1,200}")
+"""What the type of an event may be: it stands in a line of its own, which nothing may break."""
 
 STATUSES: Mapping[str, frozenset[str]] = {
     "response.created": frozenset({"queued", "in_progress"}),

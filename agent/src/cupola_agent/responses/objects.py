@@ -4,7 +4,7 @@ Every field that OpenAI's object has is present, null where nothing is known: cl
 shape then accept the answer, and those that do not see the same values as from the reference.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Json = dict[str, Any]
@@ -54,6 +54,10 @@ _NOT_ECHOED = {"response_id", "agent_session_id", "conversation", "output", "sta
 _ECHOED = frozenset(_USUAL) - _NOT_ECHOED
 
 
+_JSON_SCHEMA = {"type": "json_schema", "name": "", "description": None, "schema": None, "strict": False}
+_FUNCTION = {"type": "function", "name": "", "description": None, "parameters": None, "strict": None}
+
+
 def new_response(request: Mapping[str, Any], *, response_id: str, session_id: str, created_at: int) -> Json:
     """The response object as it is when the handler starts. `created_at` is in seconds of the Unix epoch."""
     response = {
@@ -64,10 +68,34 @@ def new_response(request: Mapping[str, Any], *, response_id: str, session_id: st
         "agent_session_id": session_id,
     }
     response |= {name: value for name, value in request.items() if name in _ECHOED}
+    for name, whole in _WHOLE.items():
+        if name in request:
+            response[name] = whole(request[name])
     conversation = request.get("conversation")
     if conversation is not None:
         response["conversation"] = {"id": conversation} if isinstance(conversation, str) else conversation
     return response
+
+
+def _whole_tools(tools: list[Json]) -> list[Json]:
+    return [{**_FUNCTION, **tool} if tool.get("type") == "function" else tool for tool in tools]
+
+
+def _whole_text(text: Json) -> Json:
+    form = text.get("format") or {"type": "text"}
+    return {**text, "format": {**_JSON_SCHEMA, **form} if form.get("type") == "json_schema" else form}
+
+
+def _whole_reasoning(reasoning: Json) -> Json:
+    return {"effort": None, "summary": None, **reasoning}
+
+
+# Fields that have more in a response than a request has to say.
+_WHOLE: Mapping[str, Callable[[Any], Any]] = {
+    "tools": _whole_tools,
+    "text": _whole_text,
+    "reasoning": _whole_reasoning,
+}
 
 
 class ResponseRequest(dict[str, Any]):

@@ -5,14 +5,14 @@ When nobody can ever see the events, because the answer is given as a whole, non
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cupola_agent import ids, jsons
-from cupola_agent.responses.log import EventLog
 
 Json = dict[str, Any]
+Append = Callable[[str, bytes], None]
 
 SERVER_ERROR = {"code": "server_error", "message": "An internal server error occurred."}
 
@@ -40,6 +40,12 @@ class Ending:
     def incomplete(cls, reason: str | None) -> "Ending":
         return cls("incomplete", {"incomplete_details": {"reason": reason} if reason else None})
 
+    def now(self) -> "Ending":
+        """The same with its time, where the object has one."""
+        if self.status != "completed":
+            return self
+        return Ending(self.status, {**self.changes, "completed_at": int(time.time())})
+
     @classmethod
     def cancelled(cls) -> "Ending":
         """Contract section 4.9: what was said so far is dropped."""
@@ -47,16 +53,16 @@ class Ending:
 
 
 class Output:
-    """Builds one response. `log` takes its events; None when nobody will ever see them.
+    """Builds one response. `append` takes its events, by type and as JSON; None when nobody will ever see them.
 
     `first_number` continues the numbers of a response that another process began; `items` are the ones it finished.
     """
 
     def __init__(
-        self, response: Json, log: EventLog | None, *, first_number: int = 0, items: Sequence[Json] = ()
+        self, response: Json, append: Append | None, *, first_number: int = 0, items: Sequence[Json] = ()
     ) -> None:
         self._response = response
-        self._append = None if log is None else log.append
+        self._append = append
         self._next_number = first_number
         self._items: list[Json] = []
         self.partition = ids.partition_of(response["id"]) or ids.new_partition()
@@ -67,12 +73,12 @@ class Output:
             self._items.append(self._stamped(item, len(self._items)))
 
     @classmethod
-    def restored(cls, stored: Json, log: EventLog | None) -> "Output":
-        """Goes on with a response as it was stored; its events follow those that are in the log."""
+    def restored(cls, stored: Json, append: Append | None, first_number: int) -> "Output":
+        """Goes on with a response as it was stored."""
         metadata = dict(stored.get("metadata") or {})
         noted = metadata.pop("_internal_metadata", None)
         response = {**stored, "metadata": metadata}
-        output = cls(response, log, first_number=0 if log is None else log.end, items=stored.get("output") or ())
+        output = cls(response, append, first_number=first_number, items=stored.get("output") or ())
         output.internal_metadata = dict(noted or {})
         return output
 
@@ -175,20 +181,21 @@ class Output:
             raise OutputError(f"the response was {self.ending.status} already, and cannot be {ending.status}")
         self.ending = ending
 
-    def settle(self, ending: Ending) -> Json:
-        """Puts the response into its terminal state, not told yet; gives it as a store keeps it.
+    def stored_as(self, ending: Ending) -> Json:
+        """The response as a store keeps it in this terminal state. Nobody sees it in that state before `settle`."""
+        stored = {**self.stored, **ending.changes, "status": ending.status}
+        if ending.status == "cancelled":
+            stored["output"] = []
+        return stored
 
-        Finished items stay (contract section 9, row 4).
-        """
+    def settle(self, ending: Ending) -> None:
+        """Puts the response into its terminal state. Finished items stay (contract section 9, row 4)."""
         self.ending = ending
         self._response |= ending.changes
         self._response["status"] = ending.status
-        if ending.status == "completed":
-            self._response["completed_at"] = int(time.time())
         if ending.status == "cancelled":
             self._items = []
             self._internal = {}
-        return self.stored
 
     def tell_end(self) -> None:
         """The terminal event. A cancelled response ends with `response.failed` (contract section 4.9)."""

@@ -5,13 +5,13 @@ The library numbers them, stamps their items, and keeps the response in step wit
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from cupola_agent import ids
-from cupola_agent.responses.lifecycle import OWN_FIELDS, STATUSES, TERMINAL
+from cupola_agent.responses.lifecycle import EVENT_TYPE, OWN_FIELDS, STATUSES, TERMINAL
 from cupola_agent.responses.output import SERVER_ERROR, Ending, Json, Output, OutputError
 from cupola_agent.responses.prefixes import ITEM_PREFIXES
+from cupola_agent.responses.raw_item import RawItem, number
 
 # Where a stream stands, and what may come next; `*` is an event of an item, or one that this library does not know.
 _NEXT: Mapping[str, Mapping[str, str]] = {
@@ -56,33 +56,6 @@ def _as_json(event: Any) -> Json:
     return dumped
 
 
-@dataclass(slots=True)
-class _RawItem:
-    """An item that an event has added."""
-
-    type: str
-    id: str | None
-    output_index: int
-    added: Json
-    closed: bool = False
-    open_parts: set[tuple[str, int]] = field(default_factory=set)
-
-    def follow_part(self, kind: str, part: tuple[str, int], what: str) -> None:
-        if what == "added":
-            self.open_parts.add(part)
-        elif part in self.open_parts:
-            self.open_parts.remove(part)
-        else:
-            raise OutputError(f"{kind}: {part[0]} {part[1]} was not added, or is done")
-
-
-def _number(kind: str, event: Json, name: str) -> int:
-    value = event.get(name)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OutputError(f"{kind}: expected {name}, a number; came {value!r}")
-    return value
-
-
 def _item(kind: str, event: Json) -> Json:
     item = event.get("item")
     if not isinstance(item, Mapping) or not isinstance(item.get("type"), str):
@@ -97,13 +70,15 @@ class RawEvents:
         self._output = output
         self._state = "new"
         self._foreign_id: str | None = None
-        self._items: dict[int, _RawItem] = {}
+        self._items: dict[int, RawItem] = {}
         self._error: Json = SERVER_ERROR
 
     def apply(self, given: Any) -> None:
         event = _as_json(given)
         kind = str(event.pop("type", None))
         event.pop("sequence_number", None)
+        if kind != "error" and not EVENT_TYPE.fullmatch(kind):
+            raise OutputError(f"expected an event `response.…`; came {kind!r}")
         self._move(kind)
         if kind in STATUSES:
             self._lifecycle(kind, event.get("response"))
@@ -119,10 +94,10 @@ class RawEvents:
     def finish(self) -> None:
         """The handler has no more events."""
         if self._state == "errored":
-            self._interrupt()
+            self.interrupt()
             self._output.end(Ending.failed(self._error))
         elif self._state != "ended":
-            self._interrupt()
+            self.interrupt()
             raise OutputError(f"the events ended: expected {' or '.join(sorted(TERMINAL))}")
 
     def _move(self, kind: str) -> None:
@@ -169,7 +144,7 @@ class RawEvents:
                 raise OutputError(f"{kind}: expected response.output_item.done of output_index {open_indexes[0]}")
             self._output.end(Ending.completed())
             return
-        self._interrupt()
+        self.interrupt()
         if kind == "response.incomplete":
             self._output.end(Ending("incomplete", {"incomplete_details": response.get("incomplete_details")}))
         elif response.get("status") == "cancelled":
@@ -188,13 +163,12 @@ class RawEvents:
         if came != told:
             raise OutputError(f"{kind}: expected output {told}, as it was told; came {came}")
 
-    def _interrupt(self) -> None:
-        """Ends what is open, as it was when it was added, as incomplete."""
+    def interrupt(self) -> None:
+        """Ends what is open as incomplete, with what was told of it."""
         for item in self._items.values():
             if not item.closed:
-                status = {"status": "incomplete"} if "status" in item.added else {}
                 item.closed = True
-                self._output.close_item(item.output_index, {**item.added, **status})
+                self._output.close_item(item.output_index, item.incomplete())
 
     def _fail(self, event: Json) -> None:
         nested = event.get("error")
@@ -206,7 +180,7 @@ class RawEvents:
 
     def _added(self, event: Json) -> None:
         kind = "response.output_item.added"
-        index, item = _number(kind, event, "output_index"), _item(kind, event)
+        index, item = number(kind, event, "output_index"), _item(kind, event)
         if index in self._items:
             raise OutputError(f"{kind}: output_index {index} was added before")
         item_id = item.get("id")
@@ -214,11 +188,11 @@ class RawEvents:
             prefix = ITEM_PREFIXES.get(item["type"])
             item_id = None if prefix is None else self._output.new_item_id(prefix)
         added = self._stamped(item, item_id)
-        self._items[index] = _RawItem(item["type"], item_id, self._output.open_item(added), added)
+        self._items[index] = RawItem(item["type"], item_id, self._output.open_item(added), added)
 
     def _done(self, event: Json) -> None:
         kind = "response.output_item.done"
-        known = self._known(kind, _number(kind, event, "output_index"))
+        known = self._known(kind, number(kind, event, "output_index"))
         item = _item(kind, event)
         if item["type"] != known.type:
             raise OutputError(f"{kind}: expected an item of type {known.type}; came {item['type']}")
@@ -233,17 +207,14 @@ class RawEvents:
         if "output_index" not in event and (family in _OF_NO_ITEM or (what != "delta" and "item_id" not in event)):
             self._output.emit(kind, **event)
             return
-        item = self._known(kind, _number(kind, event, "output_index"))
-        part_index = _PART_INDEX.get(family)
-        if part_index is not None:
-            part = (part_index, _number(kind, event, part_index))
-            if family.endswith("_part"):
-                item.follow_part(kind, part, what)
+        item = self._known(kind, number(kind, event, "output_index"))
+        if what in ("added", "delta", "done"):
+            item.follow(kind, family, what, event)
         if item.id is not None:
             event["item_id"] = item.id
         self._output.emit(kind, **{**event, "output_index": item.output_index})
 
-    def _known(self, kind: str, index: int) -> _RawItem:
+    def _known(self, kind: str, index: int) -> RawItem:
         item = self._items.get(index)
         if item is None or item.closed:
             state = "not added" if item is None else "done"

@@ -9,7 +9,7 @@ from cupola_agent.responses.output import Json, Output
 class _Kind(NamedTuple):
     part: str
     text: str
-    index: str
+    number: str
     type: str
 
 
@@ -55,7 +55,7 @@ class ReasoningWriter(OpenItem):
         if self._part is not None and self._part[0] is kind:
             return self._part[1]
         self._end_part()
-        place = {kind.index: len(self._parts[kind])}
+        place = {kind.number: len(self._parts[kind])}
         self._tell(f"{kind.part}.added", **place, part={"type": kind.type, "text": ""})
         deltas = self._deltas(f"{kind.text}.delta", **place)
         self._part = kind, deltas
@@ -65,7 +65,7 @@ class ReasoningWriter(OpenItem):
         if self._part is None:
             return
         kind, deltas = self._part
-        place = {kind.index: len(self._parts[kind])}
+        place = {kind.number: len(self._parts[kind])}
         part = {"type": kind.type, "text": deltas.joined()}
         self._tell(f"{kind.text}.done", **place, text=part["text"])
         self._tell(f"{kind.part}.done", **place, part=part)

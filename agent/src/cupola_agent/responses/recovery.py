@@ -77,7 +77,7 @@ async def _tell_end(resilience: Resilience, stored: Json) -> None:
     last = log.read(max(0, log.end - 1))
     if last and last[-1].startswith(tuple(f"event: {kind}\n".encode() for kind in terminal)):
         return
-    output = Output.restored(stored, log)
+    output = Output.restored(stored, log.append, log.end)
     output.ending = Ending(stored["status"])
     output.tell_end()
     await log.written()

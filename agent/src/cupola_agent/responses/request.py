@@ -1,54 +1,12 @@
 """Reads and checks the body of `POST /responses`, in the order of contract section 4.3."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cupola_agent import ids, jsons
 from cupola_agent.errors import ApiError, invalid_request
-
-# The fields of a request and the JSON types they may have; null is as good as absent. Others are dropped.
-_TYPES: Mapping[str, tuple[str, ...]] = {
-    "agent_reference": ("object",),
-    "agent_session_id": ("string",),
-    "background": ("boolean",),
-    "context_management": ("array",),
-    "conversation": ("string", "object"),
-    "include": ("array",),
-    "input": ("string", "array"),
-    "instructions": ("string", "array"),
-    "max_output_tokens": ("integer",),
-    "max_tool_calls": ("integer",),
-    "metadata": ("object",),
-    "model": ("string",),
-    "moderation": ("object",),
-    "parallel_tool_calls": ("boolean",),
-    "previous_response_id": ("string",),
-    "prompt": ("object",),
-    "prompt_cache_key": ("string",),
-    "prompt_cache_options": ("object",),
-    "prompt_cache_retention": ("string",),
-    "reasoning": ("object",),
-    "response_id": ("string",),
-    "safety_identifier": ("string",),
-    "service_tier": ("string",),
-    "store": ("boolean",),
-    "stream": ("boolean",),
-    "stream_options": ("object",),
-    "structured_inputs": ("object",),
-    "temperature": ("number",),
-    "text": ("object",),
-    "tool_choice": ("string", "object"),
-    "tools": ("array",),
-    "top_logprobs": ("integer",),
-    "top_p": ("number",),
-    "truncation": ("string",),
-    "user": ("string",),
-}
-
-_VALUES: Mapping[str, tuple[str, ...]] = {
-    "service_tier": ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
-    "truncation": ("auto", "disabled"),
-}
+from cupola_agent.responses.objects import public_item
+from cupola_agent.responses.schema import FIELDS, problems
 
 _MAX_METADATA = 16
 _MAX_KEY = 64
@@ -68,10 +26,11 @@ def check_request(given: Any) -> dict[str, Any]:
     """Like `parse_request`, for a body that is decoded already."""
     if not isinstance(given, dict):
         raise invalid_request("request body must be a JSON object")
-    request = {name: value for name, value in given.items() if value is not None and name in _TYPES}
-    problems = sorted(_problems(request), key=lambda problem: problem["param"])
-    if problems:
-        raise ApiError(400, "invalid_request", "request body failed schema validation", details=problems)
+    request = {name: value for name, value in given.items() if value is not None and name in FIELDS}
+    found = sorted(problems(request), key=lambda problem: problem["param"])
+    if found:
+        raise ApiError(400, "invalid_request", "request body failed schema validation", details=found)
+    _drop_reserved(request)
     _check_mode(request)
     _check_metadata(request.get("metadata", {}))
     previous = request.get("previous_response_id")
@@ -89,91 +48,16 @@ def checked_response_id(response_id: str) -> str:
     return response_id
 
 
-def _problems(request: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    for name, value in request.items():
-        path = f"$.{name}"
-        wrong = _wrong_type(value, *_TYPES[name])
-        if wrong:
-            yield _problem(path, wrong)
-        elif name in _VALUES and value not in _VALUES[name]:
-            yield _problem(path, f"Invalid value '{value}'. Allowed: {', '.join(_VALUES[name])}")
-    session_id = request.get("agent_session_id")
-    if isinstance(session_id, str) and session_id and not ids.is_safe_id(session_id):
-        # It is echoed in a header.
-        yield _problem("$.agent_session_id", "Allowed: 1 to 256 of A-Z, a-z, 0-9 and _.:-")
-    conversation = request.get("conversation")
-    if isinstance(conversation, dict):
-        yield from _string_problem(conversation, "id", "$.conversation")
+def _drop_reserved(request: dict[str, Any]) -> None:
+    """Takes out what agents note for themselves: a client may neither see nor set it."""
+    metadata = request.get("metadata")
+    if metadata and "_internal_metadata" in metadata:
+        request["metadata"] = {name: value for name, value in metadata.items() if name != "_internal_metadata"}
+        if not request["metadata"]:
+            del request["metadata"]
     items = request.get("input")
-    if isinstance(items, list):
-        for index, item in enumerate(items):
-            yield from _item_problems(item, f"$.input[{index}]")
-
-
-def _item_problems(item: Any, path: str) -> Iterator[dict[str, str]]:
-    wrong = _wrong_type(item, "object")
-    if wrong:
-        yield _problem(path, wrong)
-        return
-    wrong = _wrong_type(item.get("type", "message"), "string")
-    if wrong:
-        yield _problem(f"{path}.type", wrong)
-    if item.get("type", "message") != "message":
-        return
-    yield from _string_problem(item, "role", path)
-    if "content" not in item:
-        yield _problem(f"{path}.content", "Required property 'content' is missing")
-        return
-    content = item["content"]
-    wrong = _wrong_type(content, "string", "array")
-    if wrong:
-        yield _problem(f"{path}.content", wrong)
-    elif isinstance(content, list):
-        for index, part in enumerate(content):
-            wrong = _wrong_type(part, "object")
-            if wrong:
-                yield _problem(f"{path}.content[{index}]", wrong)
-                continue
-            yield from _string_problem(part, "type", f"{path}.content[{index}]")
-            if part.get("type") == "input_text":
-                yield from _string_problem(part, "text", f"{path}.content[{index}]")
-
-
-def _string_problem(owner: Mapping[str, Any], name: str, path: str) -> Iterator[dict[str, str]]:
-    if name not in owner:
-        yield _problem(f"{path}.{name}", f"Required property '{name}' is missing")
-    elif wrong := _wrong_type(owner[name], "string"):
-        yield _problem(f"{path}.{name}", wrong)
-
-
-def _problem(path: str, message: str) -> dict[str, str]:
-    return {"code": "invalid_value", "message": message, "param": path, "type": "invalid_request_error"}
-
-
-def _wrong_type(value: Any, *allowed: str) -> str:
-    actual = _json_type(value)
-    if actual in allowed or (actual == "integer" and "number" in allowed):
-        return ""
-    expected = allowed[0] if len(allowed) == 1 else f"one of: {', '.join(allowed)}"
-    return f"Expected {expected}{',' if len(allowed) == 1 else ';'} got {actual}"
-
-
-def _json_type(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-        case _:
-            return "object"
+    if isinstance(items, list) and any("internal_metadata" in item for item in items):
+        request["input"] = [public_item(item) for item in items]
 
 
 def _check_mode(request: Mapping[str, Any]) -> None:
@@ -207,5 +91,5 @@ def _check_agent_reference(reference: Mapping[str, Any] | None) -> None:
     if reference.get("type", "agent_reference") != "agent_reference":
         raise invalid_request("agent_reference.type must be 'agent_reference'", "agent_reference.type")
     name = reference.get("name")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name.strip():
         raise invalid_request("agent_reference.name must be a non-empty string", "agent_reference.name")

@@ -12,6 +12,7 @@ from cupola_agent.http import Answer, Call, Header
 from cupola_agent.logs import add_log_fields
 from cupola_agent.responses.log import EventLog, send_events
 from cupola_agent.responses.objects import Json, public_item
+from cupola_agent.responses.operations import Operations
 from cupola_agent.responses.request import parse_request
 from cupola_agent.responses.service import Asked, Responses
 from cupola_agent.responses.storage import storage_failed
@@ -35,6 +36,7 @@ class ResponseRoutes:
 
     def __init__(self, responses: Responses, environment: Environment) -> None:
         self._responses = responses
+        self._operations = Operations(responses)
         self._default_model = responses.options.default_model
         self._keep_alive = float(environment.sse_keep_alive) or None
         self._in_session = _session_headers(environment.session_id)
@@ -118,22 +120,22 @@ class ResponseRoutes:
     async def _get(self, call: Call, response_id: str) -> Answer | None:
         query = call.query
         if query.get("stream") != "true":
-            return Answer.json(200, jsons.encode(await self._responses.get(response_id, _caller(call))))
-        log = await self._responses.replay(response_id, _caller(call))
+            return Answer.json(200, jsons.encode(await self._operations.get(response_id, _caller(call))))
+        log = await self._operations.replay(response_id, _caller(call))
         number = _starting_number(query.get("starting_after"))
         await self._stream(call, log, number, self._in_session, only_reader=False)
         return None
 
     async def _delete(self, call: Call, response_id: str) -> Answer:
-        await self._responses.delete(response_id, _caller(call))
+        await self._operations.delete(response_id, _caller(call))
         return Answer.json(200, jsons.encode({"id": response_id, "object": "response", "deleted": True}))
 
     async def _cancel(self, call: Call, response_id: str) -> Answer:
-        return Answer.json(200, jsons.encode(await self._responses.cancel(response_id, _caller(call))))
+        return Answer.json(200, jsons.encode(await self._operations.cancel(response_id, _caller(call))))
 
     async def _input_items(self, call: Call, response_id: str) -> Answer:
         query = call.query
-        items, has_more = await self._responses.input_items(
+        items, has_more = await self._operations.input_items(
             response_id,
             _caller(call),
             limit=_limit(query.get("limit")),

@@ -1,8 +1,7 @@
-"""The responses of one agent: those that run, those that may be replayed, those in the store (sections 4.7 to 4.11)."""
+"""The responses of one agent that run, and the events of those that may be replayed (contract sections 4.7 and 4.13)."""
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,13 +13,14 @@ from cupola_agent import ids
 from cupola_agent.call import Caller
 from cupola_agent.context import ResponseContext
 from cupola_agent.environment import Environment
-from cupola_agent.errors import ApiError, invalid_request, not_found, shutting_down
+from cupola_agent.errors import ApiError, shutting_down
 from cupola_agent.handlers import Handler
+from cupola_agent.randomness import random_bytes
 from cupola_agent.responses.history import History
 from cupola_agent.responses.input import input_items
 from cupola_agent.responses.lanes import Lanes
 from cupola_agent.responses.log import EventLog
-from cupola_agent.responses.objects import Json, new_response, public
+from cupola_agent.responses.objects import Json, new_response
 from cupola_agent.responses.options import ResponseOptions
 from cupola_agent.responses.output import Output
 from cupola_agent.responses.recovery import recover
@@ -35,9 +35,8 @@ from cupola_agent.tasks.base import Task as StoredTask
 CANCEL_SECONDS = 10.0
 """How long a handler that was told to end may take to do so."""
 
-_CUT_SECONDS = 5.0
+CUT_SECONDS = 5.0
 _SCAN_SECONDS = 300.0
-_IN_TERMINAL_STATE = {"completed": "a completed response", "failed": "a failed response"}
 
 logger = logging.getLogger("cupola_agent")
 
@@ -80,6 +79,7 @@ class Responses:
 
     async def start(self) -> None:
         """Before the first call: goes on with what another process left."""
+        self.store.open()
         if self._resilience is not None:
             await asyncio.to_thread(self._resilience.journals.sweep)
             self._scanning = asyncio.create_task(self._scan(self._resilience))
@@ -109,7 +109,7 @@ class Responses:
         for turn in turns:
             turn.cut()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CUT_SECONDS)
+            await asyncio.wait(self._tasks, timeout=CUT_SECONDS)
         await self.store.close()
         if self._resilience is not None:
             await self._resilience.close()
@@ -128,7 +128,7 @@ class Responses:
             return str(known)
         anchor = _inherited_partition(fields) or conversation_of(fields)
         if not anchor:
-            return os.urandom(32).hex()[:63]
+            return random_bytes(32).hex()[:63]
         from hashlib import sha256  # loads OpenSSL: not a price for every cold start
 
         seed = f"{self._environment.agent_name}:{self._environment.agent_version}:{anchor}"
@@ -152,15 +152,22 @@ class Responses:
             turn.before = partial(self._wait_for_lane, turn, history)
         else:
             try:
-                await history.find()
+                await self._find(turn, history)
             except StoreError as error:
                 self._leave_lane(turn)
                 raise storage_failed(error) from error
         return turn
 
+    async def _find(self, turn: Turn, history: History) -> None:
+        """Finds what came before a turn, and the items that its input refers to. Raises StoreError."""
+        await history.find()
+        given = turn.context.input_items
+        if any(item["type"] == "item_reference" for item in given):
+            turn.context.input_items = await history.resolved(given)
+
     async def _wait_for_lane(self, turn: Turn, history: History) -> None:
         await self._lanes.wait_first(_lane(turn), turn)
-        await history.find()
+        await self._find(turn, history)
         if turn.background:
             await turn.store_begun()
 
@@ -172,15 +179,16 @@ class Responses:
         fields = asked.fields
         background = bool(fields.get("background"))
         log = self._log(asked.response_id, background) if events else None
+        append = None if log is None else log.append
         if persisted is None:
             created_at = int(time.time())
-            output = Output(
-                new_response(fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at),
-                log,
+            response = new_response(
+                fields, response_id=asked.response_id, session_id=asked.session_id, created_at=created_at
             )
+            output = Output(response, append)
         else:
             created_at = persisted["created_at"]
-            output = Output.restored(persisted, log)
+            output = Output.restored(persisted, append, 0 if log is None else log.end)
         given = input_items(fields.get("input"), output.partition)
         previous, conversation = fields.get("previous_response_id"), conversation_of(fields)
         history = History(
@@ -223,7 +231,7 @@ class Responses:
         turn, history = self._turn(asked, events=events, persisted=persisted)
         if self.options.steerable:
             self._lanes.enter(_lane(turn), turn)
-        await history.find()
+        await self._find(turn, history)
         return turn
 
     async def _check_free(self, response_id: str, caller: Caller) -> None:
@@ -274,122 +282,30 @@ class Responses:
             raise storage_failed(error) from error
         self.start_turn(turn, task)
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("response %s failed in the library", task.get_name(), exc_info=error)
+    def running(self, response_id: str) -> Turn | None:
+        """The turn of this id, unless it has ended."""
+        return self._running.get(response_id)
 
-    def visible(self, response_id: str, caller: Caller) -> Turn | None:
-        """The turn of this id that runs, where this user may know of it."""
+    def events(self, response_id: str) -> EventLog | None:
+        """The events of a response, while they may be read."""
         turn = self._running.get(response_id)
-        if turn is None:
-            return None
-        if turn.caller.user_id not in ("", caller.user_id) or not turn.stores:
-            raise not_found(response_id)
-        return turn
-
-    async def get(self, response_id: str, caller: Caller) -> Json:
-        """The response as it stands. Raises ApiError (404), also for one in the foreground that still runs."""
-        turn = self.visible(response_id, caller)
-        if turn is None:
-            return public(await self._stored(response_id, caller))
-        if not turn.background:
-            raise not_found(response_id)
-        return turn.output.response
-
-    async def replay(self, response_id: str, caller: Caller) -> EventLog:
-        """The events of a response. Raises ApiError (400) where they cannot be read again (contract section 4.8)."""
-        turn = self.visible(response_id, caller)
-        response = turn.output.response if turn is not None else await self._stored(response_id, caller)
-        cannot = "This response cannot be streamed because it was not created with"
-        if not response.get("background"):
-            raise _not_streamable(f"{cannot} background=true.")
-        log = turn.log if turn is not None else self._replays.get(response_id) or self._journal(response_id)
-        if log is None:
-            ttl = "" if turn is not None else " or the stream TTL has expired"
-            raise _not_streamable(f"{cannot} stream=true{ttl}.")
+        if turn is not None:
+            return turn.log
+        log = self._replays.get(response_id)
+        if log is None and self._resilience is not None:
+            return self._resilience.journals.read(response_id)
         return log
 
-    def _journal(self, response_id: str) -> EventLog | None:
-        return None if self._resilience is None else self._resilience.journals.read(response_id)
-
-    def _drop_events(self, response_id: str) -> None:
+    def drop_events(self, response_id: str) -> None:
+        """Makes the events of a response unreadable."""
         self._replays.drop(response_id)
         if self._resilience is not None:
             self._resilience.journals.remove(response_id)
 
-    async def cancel(self, response_id: str, caller: Caller) -> Json:
-        """The response once it has been cancelled. Raises ApiError (contract section 4.9)."""
-        turn = self.visible(response_id, caller)
-        if turn is not None and not turn.background:
-            raise not_found(response_id)
-        if turn is not None:
-            turn.stop(Stop.CANCELLED)
-            if not await turn.wait(CANCEL_SECONDS):
-                turn.cut()
-                await turn.wait(_CUT_SECONDS)
-            response = turn.output.response
-            self._drop_events(response_id)
-        else:
-            response = public(await self._stored(response_id, caller))
-        status = response["status"]
-        if not response.get("background"):
-            raise _not_cancellable("Cannot cancel a synchronous response.")
-        if status == "cancelled":
-            return response
-        if status in ("queued", "in_progress"):
-            return await self._cancel_abandoned(response, caller)
-        raise _not_cancellable(f"Cannot cancel {_IN_TERMINAL_STATE.get(status, 'a response in terminal state')}.")
-
-    async def _cancel_abandoned(self, response: Json, caller: Caller) -> Json:
-        """Cancels a response whose process ended without ending it."""
-        cancelled = {**response, "status": "cancelled", "output": []}
-        try:
-            await self.store.update(cancelled, caller)
-        except StoreError as error:
-            raise storage_failed(error) from error
-        return cancelled
-
-    async def delete(self, response_id: str, caller: Caller) -> None:
-        """Raises ApiError (contract section 4.10)."""
-        turn = self.visible(response_id, caller)
-        if turn is not None:
-            if not turn.background:
-                raise not_found(response_id)
-            message = "Cannot delete an in-flight response."
-            raise invalid_request(message, "response_id", "invalid_request_error")
-        try:
-            await self.store.delete(response_id, caller)
-        except NotFoundError as error:
-            raise not_found(response_id) from error
-        except StoreError as error:
-            raise storage_failed(error) from error
-        self._drop_events(response_id)
-
-    async def input_items(
-        self, response_id: str, caller: Caller, *, limit: int, ascending: bool, after: str | None, before: str | None
-    ) -> tuple[tuple[Json, ...], bool]:
-        """Some of the items that led to a response, and whether there are more. Raises ApiError."""
-        turn = self.visible(response_id, caller)
-        if turn is not None and not turn.background:
-            raise not_found(response_id)
-        try:
-            page = await self.store.input_items(
-                response_id, caller, limit=limit, ascending=ascending, after=after, before=before
-            )
-        except NotFoundError as error:
-            raise not_found(response_id) from error
-        except StoreError as error:
-            raise storage_failed(error) from error
-        return page.items, page.has_more
-
-    async def _stored(self, response_id: str, caller: Caller) -> Json:
-        try:
-            return await self.store.get(response_id, caller)
-        except NotFoundError as error:
-            raise not_found(response_id) from error
-        except StoreError as error:
-            raise storage_failed(error) from error
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("response %s failed in the library", task.get_name(), exc_info=error)
 
 
 def conversation_of(fields: Mapping[str, Any]) -> str | None:
@@ -413,11 +329,3 @@ def _inherited_partition(fields: Mapping[str, Any]) -> str | None:
         if partition:
             return partition
     return None
-
-
-def _not_streamable(message: str) -> ApiError:
-    return invalid_request(message, "stream", "invalid_request_error")
-
-
-def _not_cancellable(message: str) -> ApiError:
-    return invalid_request(message, "response_id", "invalid_request_error")

@@ -30,6 +30,12 @@ _WITH_CALL_ID = frozenset(
 )
 _WITH_ARGUMENTS = frozenset({"function_call", "mcp_approval_request", "mcp_call"})
 
+_REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "custom_tool_call": ("name",),
+    "function_call": ("name",),
+    "mcp_call": ("server_label", "name"),
+}
+
 # What callers look for even where a handler had nothing to say.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "code_interpreter_call": {"code": "", "outputs": None},
@@ -62,6 +68,9 @@ def whole_item(given: items.Item | Mapping[str, Any], output: Output) -> Json:
     kind = item.get("type")
     if not isinstance(kind, str) or not kind:
         raise OutputError(f"an item has a type, which is text: {kind!r}")
+    for name in _REQUIRED.get(kind, ()):
+        if not isinstance(item.get(name), str):
+            raise OutputError(f"a {kind} has a {name}, which is text: {item.get(name)!r}")
     prefix = ITEM_PREFIXES.get(kind)
     if prefix is not None:
         item_id = item.pop("id", None) or output.new_item_id(prefix)

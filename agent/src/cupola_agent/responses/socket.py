@@ -88,8 +88,7 @@ class ResponseSocket:
             turn = await self._responses.begin(asked, events=True, remembered=self._remembered.get(previous or ""))
         except ApiError as error:
             if previous and error.status == 404:
-                message = f"Previous response with id '{previous}' not found."
-                raise invalid_request(message, "previous_response_id", "previous_response_not_found") from error
+                raise _unknown_previous(previous) from error
             raise
         if turn.background:
             await self._responses.start_background(turn)
@@ -139,4 +138,15 @@ def _decoded(message: str | bytes) -> dict[str, Any]:
     if not isinstance(given, dict) or given.get("type") != "response.create":
         raise invalid_request("the messages of a client are of type 'response.create'", "type")
     nested = given.get("response")
-    return check_request(nested if isinstance(nested, dict) else given)
+    body = nested if isinstance(nested, dict) else given
+    try:
+        return check_request(body)
+    except ApiError as error:
+        if error.param == "previous_response_id":
+            raise _unknown_previous(body["previous_response_id"]) from error
+        raise
+
+
+def _unknown_previous(response_id: str) -> ApiError:
+    message = f"Previous response with id '{response_id}' not found."
+    return invalid_request(message, "previous_response_id", "previous_response_not_found")

@@ -21,7 +21,7 @@ from cupola_agent.responses.calls import (
     McpCallWriter,
     WebSearchWriter,
 )
-from cupola_agent.responses.lifecycle import OWN_FIELDS, STATUSES
+from cupola_agent.responses.lifecycle import EVENT_TYPE, OWN_FIELDS, STATUSES
 from cupola_agent.responses.messages import MessageWriter
 from cupola_agent.responses.open_item import OpenItem
 from cupola_agent.responses.output import Ending, Json, Output, OutputError
@@ -116,8 +116,8 @@ class ResponseStream:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Any other event, with its fields. Those of the response itself and of whole items have their methods."""
-        if kind in STATUSES or kind.startswith("response.output_item.") or not kind.startswith("response."):
-            raise OutputError(f"expected an event that starts with `response.` and has no method here; came {kind}")
+        if kind in STATUSES or kind.startswith("response.output_item.") or not EVENT_TYPE.fullmatch(kind):
+            raise OutputError(f"expected an event `response.…` that has no method here; came {kind!r}")
         self._move("write")
         self._output.emit(kind, **builtins(fields))
 

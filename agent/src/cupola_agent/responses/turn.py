@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from enum import Enum
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cupola_agent import items
 from cupola_agent.call import Caller, enter_call, leave_call
@@ -20,6 +20,9 @@ from cupola_agent.responses.raw import RawEvents, is_raw_event
 from cupola_agent.responses.storage import STORAGE_ERROR, Record
 from cupola_agent.responses.writers import MessageWriter, write_item
 from cupola_agent.stores.base import StoreError
+
+if TYPE_CHECKING:
+    from cupola_agent.responses.stream import ResponseStream
 
 _SLICE = 0.0005
 """Seconds for which a handler that never waits may keep the loop for itself."""
@@ -54,8 +57,8 @@ class Turn:
         log: EventLog | None,
         record: Record | None,
     ) -> None:
-        self.fields = fields
-        self.context = context
+        self.fields: Json = fields
+        self.context: ResponseContext = context
         self.output = output
         self.log = log
         self.caller = caller
@@ -65,12 +68,15 @@ class Turn:
         self._record = record
         self._message: MessageWriter | UnseenMessage | None = None
         self._raw: RawEvents | None = None
+        self.stream: ResponseStream | None = None
         self._usage: Json | None = None
         self._raised = False
         self._handling: asyncio.Task[Any] | None = None
         self._stop: Stop | None = None
         self._slice_end = 0.0
         self.ended = False
+        self.settled = False
+        """Whether it has come to its terminal state, and the store has that."""
         self._waiting: asyncio.Event | None = None
         self.resilient = False
         self.only_reader = False
@@ -105,7 +111,7 @@ class Turn:
             if ending is None:
                 self.left = True
                 return
-            await self._settle(ending)
+            await self._settle(ending.now())
             self.output.tell_end()
             if self.log is not None:
                 await self.log.written()
@@ -128,16 +134,18 @@ class Turn:
             self.output.begin()
 
     async def _settle(self, ending: Ending) -> None:
-        """Stores the response in its last state before anybody is told of it."""
-        response = self.output.settle(ending)
-        if self._record is None or (self.log is None and not self.background and self.failed_at_once):
-            return
-        try:
-            await self._record.keep(response)
-        except StoreError as error:
-            logger.error("response %s could not be stored: %s", self.context.response_id, error.message)
-            self.storage_failed = error
-            self.output.settle(Ending.failed(STORAGE_ERROR))
+        """Stores the response in its last state before anybody sees it there."""
+        if ending.status != "cancelled":
+            self._interrupt()
+        if self._record is not None and (self.log is not None or self.background or not self.failed_at_once):
+            try:
+                await self._record.keep(self.output.stored_as(ending))
+            except StoreError as error:
+                logger.error("response %s could not be stored: %s", self.context.response_id, error.message)
+                self.storage_failed = error
+                ending = Ending.failed(STORAGE_ERROR)
+        self.output.settle(ending)
+        self.settled = self.storage_failed is None
 
     @property
     def failed_at_once(self) -> bool:
@@ -209,7 +217,6 @@ class Turn:
             return said if said is not None and said.status == "failed" else Ending.failed()
         finally:
             self._handling = None
-            self._close_message(whole=False)
         if self._told(Stop.CANCELLED, Stop.DISCONNECTED):
             return Ending.cancelled()
         return self.output.ending or Ending.completed(self._usage)
@@ -242,6 +249,8 @@ class Turn:
         self._close_message()
         if self._raw is not None:
             self._raw.finish()
+        if self.stream is not None:
+            self.stream.finish()
 
     async def _breathe(self) -> None:
         """Lets others have the loop, and a slow reader catch up."""
@@ -293,9 +302,14 @@ class Turn:
             raise OutputError("the handler gave text between whole events")
         return MessageWriter(self.output) if self.output.seen else UnseenMessage(self.output)
 
-    def _close_message(self, *, whole: bool = True) -> None:
-        message, self._message = self._message, None
-        if message is not None and whole:
-            message.done()
-        elif message is not None:
-            message.interrupt()
+    def _close_message(self) -> None:
+        if self._message is not None:
+            self._message.done()
+            self._message = None
+
+    def _interrupt(self) -> None:
+        """Ends what the handler left open, as incomplete."""
+        for writer in (self._message, self._raw, self.stream):
+            if writer is not None:
+                writer.interrupt()
+        self._message = None

@@ -9,6 +9,7 @@ import httptools
 
 from cupola_agent.server.heads import render
 from cupola_agent.server.http_exchange import HttpExchange
+from cupola_agent.server.request_head import NAMES, header_name, split_target
 
 if TYPE_CHECKING:
     from cupola_agent.server.serve import Server
@@ -30,8 +31,6 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024
 
 _NEVER = float("inf")
-_names: dict[bytes, str] = {}
-_MAX_NAMES = 1024
 
 logger = logging.getLogger("cupola_agent.server")
 
@@ -57,6 +56,7 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_unstarted",
         "_upgrade",
+        "_verdict",
         "_without_progress",
         "deadline",
         "loop",
@@ -83,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._closing = False
         self._refusal = 0
+        self._verdict = 0
         self._resumed = False
         self._upgrade = False
         self._headers: dict[str, str] = {}
@@ -116,7 +117,7 @@ class Connection(asyncio.Protocol):
             self._upgraded(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
-            self._refuse(self._refusal or 400)
+            self._refuse(self._verdict or 400)
             return
         if not self._progress:
             self._without_progress += len(data)
@@ -178,7 +179,7 @@ class Connection(asyncio.Protocol):
         if self._receiving is not None or self._resumed:
             return  # a trailer
         headers = self._headers
-        text = _names.get(name) or _decoded_name(name)
+        text = NAMES.get(name) or header_name(name)
         if text in headers:
             if text == "host":
                 self._stop(400)
@@ -205,7 +206,7 @@ class Connection(asyncio.Protocol):
             self._stop(501 if version == "1.1" else 400)
         self._upgrade = parser.should_upgrade()
         method = parser.get_method().decode()
-        target = _split(self._target)
+        target = split_target(self._target)
         if method == "CONNECT" or target is None:
             self._stop(400)
             return
@@ -237,7 +238,7 @@ class Connection(asyncio.Protocol):
 
     def _stop(self, status: int) -> None:
         """Ends parsing from within it."""
-        self._refusal = status
+        self._verdict = status
         raise ValueError(status)
 
     # What the exchanges tell.
@@ -334,7 +335,7 @@ class Connection(asyncio.Protocol):
             # The request under way will never be complete.
             self._current = None
             self._unstarted = False
-            started = broken.started
+            started = broken.answered
             broken.lose()
             if started:
                 self.close()
@@ -342,7 +343,7 @@ class Connection(asyncio.Protocol):
         elif self._unstarted:
             self._unstarted = False
             self._start()
-        if self._current is None and not self._closing:
+        if self._current is None and not self._queue and not self._closing:
             self._send_refusal()
 
     def _send_refusal(self, status: int = 0) -> None:
@@ -388,32 +389,7 @@ class Connection(asyncio.Protocol):
         # An offer that is not taken up. The parser would not go on after it, so another reads the rest.
         self._parser = httptools.HttpRequestParser(self)
         self._resumed = True
-        lines = "".join(f"{name}: {headers[name]}\r\n" for name in ("content-length", "transfer-encoding") if name in headers)
+        lines = "".join(
+            f"{name}: {headers[name]}\r\n" for name in ("content-length", "transfer-encoding") if name in headers
+        )
         self.data_received(f"POST / HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + rest)
-
-
-def _decoded_name(name: bytes) -> str:
-    text = name.decode("latin-1").lower()
-    if len(_names) < _MAX_NAMES:
-        _names[name] = text
-    return text
-
-
-def _split(target: bytes) -> tuple[str, bytes, bytes] | None:
-    """Path decoded, path raw, query. None when it is no target of a request."""
-    if target[:1] != b"/":
-        if target == b"*":
-            return "*", target, b""
-        try:
-            url = httptools.parse_url(target)
-        except httptools.HttpParserInvalidURLError:
-            return None
-        target = (url.path or b"/") + (b"?" + url.query if url.query else b"")
-    raw, _, query = target.partition(b"?")
-    if b"#" in target:
-        return None
-    if b"%" not in raw:
-        return raw.decode("latin-1"), raw, query
-    from urllib.parse import unquote_to_bytes
-
-    return unquote_to_bytes(raw).decode("utf-8", "replace"), raw, query

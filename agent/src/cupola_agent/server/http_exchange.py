@@ -30,10 +30,10 @@ class HttpExchange:
 
     __slots__ = (
         "_answer_closes",
+        "_bodiless",
         "_body",
         "_body_ended",
         "_body_size",
-        "_bodiless",
         "_callbacks",
         "_chunked",
         "_collecting",
@@ -45,6 +45,7 @@ class HttpExchange:
         "_pending",
         "_pending_size",
         "_waiter",
+        "answered",
         "disconnected",
         "ended",
         "headers",
@@ -54,8 +55,7 @@ class HttpExchange:
         "query_string",
         "raw_path",
         "sent",
-        "started",
-        "task",
+        "status",
     )
 
     def __init__(
@@ -72,10 +72,10 @@ class HttpExchange:
         self.headers: Mapping[str, str] = headers
         self.http_version = http_version
         self.disconnected = False
-        self.started = False
+        self.answered = False
         self.sent = False
         self.ended = False
-        self.task: asyncio.Task[None] | None = None
+        self.status = 0
         self._connection = connection
         self._keep_alive = keep_alive
         self._expects_continue = "expect" in headers and headers["expect"].lower() == "100-continue"
@@ -87,6 +87,14 @@ class HttpExchange:
         self._callbacks: list[Callable[[], None]] | None = None
         self._pending: list[bytes] = []
         self._pending_size = 0
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        return _address(self._connection.transport.get_extra_info("peername"))
+
+    @property
+    def server(self) -> tuple[str, int] | None:
+        return _address(self._connection.transport.get_extra_info("sockname"))
 
     # The body of the request.
 
@@ -121,7 +129,7 @@ class HttpExchange:
     async def _more_body(self) -> None:
         if self.disconnected:
             raise ClientDisconnectedError
-        if self._expects_continue and not self._body and not self.started:
+        if self._expects_continue and not self._body and not self.answered:
             self._connection.transport.write(_CONTINUE)
         self._expects_continue = False
         self._waiter = self._connection.loop.create_future()
@@ -158,10 +166,11 @@ class HttpExchange:
     # The answer.
 
     def respond(self, status: int, headers: HeaderPairs, body: bytes) -> None:
-        if self.started:
+        if self.answered:
             raise RuntimeError("the answer has begun already")
         head = render(status, headers)
-        self.started = True
+        self.answered = True
+        self.status = status
         if self.disconnected:
             return
         closes = self._closes(head) or not self._body_ended
@@ -174,10 +183,11 @@ class HttpExchange:
         self._end(closes)
 
     def start(self, status: int, headers: HeaderPairs) -> None:
-        if self.started:
+        if self.answered:
             raise RuntimeError("the answer has begun already")
         head = render(status, headers)
-        self.started = True
+        self.answered = True
+        self.status = status
         closes = self._closes(head)
         framing = b""
         self._chunked = False
@@ -198,7 +208,7 @@ class HttpExchange:
     def write(self, data: bytes) -> None:
         if not data or self.disconnected or self.ended:
             return
-        if not self.started:
+        if not self.answered:
             raise RuntimeError("the answer has not begun")
         pending = self._pending
         pending.append(data)
@@ -217,7 +227,7 @@ class HttpExchange:
                 raise ClientDisconnectedError
 
     def finish(self) -> None:
-        if not self.started:
+        if not self.answered:
             raise RuntimeError("the answer has not begun")
         if self.disconnected or self.ended:
             return
@@ -232,7 +242,7 @@ class HttpExchange:
 
     def abort(self) -> None:
         if not self.disconnected and not self.ended:
-            if self.started:
+            if self.answered:
                 self._flush()
             self.ended = True
             self._callbacks = None
@@ -259,7 +269,8 @@ class HttpExchange:
         if not self.sent:
             self.sent = True
             data = self._head + data
-        if data:
+        # A transport that failed says so to the connection only in the next turn of the loop.
+        if data and not self._connection.transport.is_closing():
             self._connection.transport.write(data)
 
     def _has_no_body(self, status: int) -> bool:
@@ -302,3 +313,7 @@ class HttpExchange:
                 callback()
             except Exception:
                 logger.exception("a callback for a client that left failed")
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None

@@ -5,12 +5,16 @@ import logging
 import socket
 import sys
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
-from cupola_agent.exchange import Application, SocketClosedError
+from cupola_agent.access import record_access
+from cupola_agent.exchange import Application, ClientDisconnectedError, SocketClosedError
 from cupola_agent.server.connection import Connection
 from cupola_agent.server.http_exchange import HttpExchange
-from cupola_agent.server.websocket_seam import ServedSocket
+
+if TYPE_CHECKING:
+    from cupola_agent.server.websocket import WebSocket  # loads the framing, which only the first upgrade needs
 
 LAST_ANSWERS_SECONDS = 0.25
 """Time for platforms to be told that this process is going, before they find nobody listening."""
@@ -19,9 +23,12 @@ STOP_SECONDS = 15.0
 CANCEL_SECONDS = 5.0
 _SWEEP_SECONDS = 1.0
 _BACKLOG = 2048
-_EAGER = sys.version_info >= (3, 12)
 
 logger = logging.getLogger("cupola_agent.server")
+
+
+class StartFailedError(Exception):
+    """The application could not start, and says why."""
 
 
 class Server:
@@ -60,7 +67,7 @@ class Server:
             listener.close()
         for connection in tuple(self.connections):
             connection.close_when_idle()
-        if not await self._until(hurry, self._grace_seconds, idle=True):
+        if not await self._until(hurry, self._grace_seconds, idle=True) and self._tasks:
             logger.warning("%d requests did not end in time and are cut", len(self._tasks))
         for connection in tuple(self.connections):
             connection.cut()
@@ -119,11 +126,11 @@ class Server:
     def begin(self, exchange: HttpExchange) -> None:
         self._own(self._answer(exchange))
 
-    def begin_socket(self, websocket: ServedSocket) -> None:
+    def begin_socket(self, websocket: "WebSocket") -> None:
         self._own(self._talk(websocket))
 
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        if _EAGER:
+        if sys.version_info >= (3, 12):
             task = asyncio.Task(coroutine, loop=self.loop, eager_start=True)
             if task.done():
                 return
@@ -132,25 +139,32 @@ class Server:
         self._tasks.add(task)
 
     async def _answer(self, exchange: HttpExchange) -> None:
+        began = perf_counter()
         try:
             await self.application.answer(exchange)
             if not exchange.ended and not exchange.disconnected:
                 raise RuntimeError("the application left the answer incomplete")
+        except ClientDisconnectedError:
+            exchange.abort()
         except Exception:
             self._answer_failed(exchange)
         finally:
             self._ended()
+            outcome = "" if exchange.ended else "client left"
+            record_access(
+                exchange.method, exchange.path, exchange.status, perf_counter() - began, exchange.headers, outcome
+            )
 
     def _answer_failed(self, exchange: HttpExchange) -> None:
         reference = _reference()
         logger.exception("%s %s failed in the application [%s]", exchange.method, exchange.path, reference)
-        if exchange.started:
+        if exchange.answered:
             exchange.abort()
         else:
             body = f'{{"error":{{"code":"server_error","message":"Internal server error {reference}"}}}}'.encode()
             exchange.respond(500, ((b"content-type", b"application/json"),), body)
 
-    async def _talk(self, websocket: ServedSocket) -> None:
+    async def _talk(self, websocket: "WebSocket") -> None:
         try:
             await self.application.talk(websocket)
             await websocket.end(1000, "")

@@ -42,6 +42,9 @@ class WebSocket:
         self.path = exchange.path
         self.query_string = exchange.query_string
         self.headers = exchange.headers
+        self.raw_path = exchange.raw_path
+        self.client = exchange.client
+        self.server = exchange.server
         self._connection = connection
         self._protocol = ServerProtocol(max_size=MAX_MESSAGE, logger=_frames_logger)
         self._response: Response | None = None
@@ -60,6 +63,9 @@ class WebSocket:
         """Whether it is one; else it is refused already."""
         names = ("host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version")
         lines = "".join(f"{name}: {self.headers[name]}\r\n" for name in names if name in self.headers)
+        if not lines.isascii():
+            self._refuse(400)
+            return False
         self._protocol.receive_data(f"GET / HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
         for event in self._protocol.events_received():
             if isinstance(event, Request):

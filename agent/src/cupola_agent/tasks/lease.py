@@ -18,6 +18,7 @@ logger = logging.getLogger("cupola_agent")
 LEASE_SECONDS = 60
 RENEW_SECONDS = 30.0
 RETRY_SECONDS = 2.0
+LAST_CHANCE_SECONDS = 5.0
 
 
 class LeaseLost(Exception):
@@ -106,7 +107,8 @@ class HeldLease:
                 self._lose(f"the task is {self._task.status}")
                 return False
             try:
-                async with asyncio.timeout(max(0.0, self._expires_at - self._clock())):
+                # Asked even when it has expired, as after a freeze of the sandbox: nobody may have taken it.
+                async with asyncio.timeout(max(LAST_CHANCE_SECONDS, self._expires_at - self._clock())):
                     await self._write({}, self._lease)
             except LeaseLost:
                 return False

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cupola.sandbox.base import ThawFile
+
 
 @dataclass(frozen=True)
 class Hierarchies:
@@ -84,6 +86,7 @@ class ControlGroups:
         self._memory = hierarchies.unified or hierarchies.controllers.get("memory")
         self._freezer = hierarchies.unified or hierarchies.controllers.get("freezer")
         self._unified = hierarchies.unified is not None
+        self._freeze_words = ("cgroup.freeze", "1", "0") if self._unified else ("freezer.state", "FROZEN", "THAWED")
 
     @property
     def exist(self) -> bool:
@@ -160,14 +163,18 @@ class ControlGroups:
         """Let the processes of the sandbox go on. One write to a file of the kernel, which does not block."""
         self._set_frozen(name, frozen=False)
 
+    def open_thaw_file(self, name: str) -> ThawFile | None:
+        """The file that `thaw` writes to; it cannot be used for any other group. None where groups cannot be frozen."""
+        if self._freezer is None:
+            return None
+        file, _, thawed = self._freeze_words
+        return ThawFile(os.open(self._freezer / self.parent / name / file, os.O_WRONLY | os.O_CLOEXEC), thawed.encode())
+
     def _set_frozen(self, name: str, *, frozen: bool) -> None:
         if self._freezer is None:
             return
-        group = self._freezer / self.parent / name
-        if self._unified:
-            _write(group / "cgroup.freeze", "1" if frozen else "0")
-        else:
-            _write(group / "freezer.state", "FROZEN" if frozen else "THAWED")
+        file, freeze, thaw = self._freeze_words
+        _write(self._freezer / self.parent / name / file, freeze if frozen else thaw)
 
     def is_frozen(self, name: str) -> bool:
         """Whether the processes of the sandbox stand still, or there are none."""

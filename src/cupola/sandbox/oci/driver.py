@@ -23,7 +23,18 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from cupola.sandbox.base import Driver, Exit, Isolation, Output, Sandbox, SandboxError, SandboxSpec, Stream, unbroken
+from cupola.sandbox.base import (
+    Driver,
+    Exit,
+    Isolation,
+    Output,
+    Sandbox,
+    SandboxError,
+    SandboxSpec,
+    Stream,
+    ThawFile,
+    unbroken,
+)
 from cupola.sandbox.oci import linux, process
 from cupola.sandbox.oci.cgroup import ControlGroups, Hierarchies, find_hierarchies, needs_hybrid_hidden
 from cupola.sandbox.oci.delegation import enforceable
@@ -111,6 +122,7 @@ class OciSandbox(Sandbox):
         port: int,
         user: User,
         sockets: ThreadPoolExecutor,
+        groups: ControlGroups,
     ) -> None:
         super().__init__(name)
         self.pid = pid
@@ -119,6 +131,7 @@ class OciSandbox(Sandbox):
         self._platform_ports = platform_ports
         self._port = port
         self._sockets = sockets
+        self._groups = groups
 
     @property
     def address(self) -> tuple[str, int]:
@@ -135,6 +148,9 @@ class OciSandbox(Sandbox):
         opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return opened
+
+    def open_thaw_file(self) -> ThawFile | None:
+        return self._groups.open_thaw_file(self.name)
 
     def listening_ports(self) -> tuple[int, ...]:
         return tuple(port for port in process.listening_ports(self.pid) if port not in self._platform_ports)
@@ -275,10 +291,14 @@ class OciDriver(Driver):
                 self._program, "--root", str(self._state), "--log", f"/proc/{os.getpid()}/fd/{report}",
                 *self._runtime_options(), "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), spec.name,
             ]  # fmt: skip
-            runtime = await self._start_runtime(spec, arguments, (standard_input, *write_ends))
-            while write_ends:
-                os.close(write_ends.pop())
-            code = await self._runtime_exit(runtime)
+            code = await self._execute(spec, arguments, (standard_input, *write_ends))
+            if code == -signal.SIGINT:
+                # A terminal's Ctrl-C has met it before it had a session of its own, and before it had done anything.
+                code = await self._execute(spec, arguments, (standard_input, *write_ends))
+            if code == 0:
+                pid = int(pid_file.read_text())
+                self._children.add(pid)
+            process.reap_adopted(Path(self._program).name, self._children)
             if code != 0:
                 raise SandboxError(_runtime_message(os.pread(report, LONGEST_REPORT, 0), self._program, code))
         except BaseException:
@@ -288,11 +308,11 @@ class OciDriver(Driver):
         finally:
             for descriptor in (standard_input, report, *write_ends):
                 os.close(descriptor)
-        pid = int(pid_file.read_text())
-        sandbox = OciSandbox(spec.name, pid, network.namespace, self.network.ports, spec.port, user, self._sockets)
+        sandbox = OciSandbox(
+            spec.name, pid, network.namespace, self.network.ports, spec.port, user, self._sockets, self._groups
+        )
         sandbox.channel = channel
         self._sandboxes[spec.name] = sandbox
-        self._children.add(pid)
         process.watch_exit(pid).add_done_callback(lambda ended: self._on_exit(sandbox, ended.result()))
         await loop.run_in_executor(self._work, self._detach_mounts, spec.name)
         return sandbox
@@ -309,16 +329,27 @@ class OciDriver(Driver):
             )
         return [write_end for _, write_end in pipes.values()]
 
-    async def _start_runtime(self, spec: SandboxSpec, arguments: list[str], descriptors: tuple[int, ...]) -> int:
+    async def _execute(self, spec: SandboxSpec, arguments: list[str], descriptors: tuple[int, ...]) -> int:
+        """Run the runtime to its end; returns its exit code."""
         if self._starts_in_groups:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._work, self._spawn_in_groups, spec, arguments, descriptors)
-        return self._spawn(arguments, descriptors)
+            pid = await loop.run_in_executor(self._work, self._spawn_in_groups, spec, arguments, descriptors)
+        else:
+            pid = self._spawn(arguments, descriptors)
+        ended = process.watch_exit(pid)
+        await asyncio.wait([ended], timeout=START_DEADLINE)
+        if not ended.done():
+            os.kill(pid, signal.SIGKILL)
+        code = await ended
+        self._children.discard(pid)
+        return code
 
     def _spawn_in_groups(self, spec: SandboxSpec, arguments: list[str], descriptors: tuple[int, ...]) -> int:
         try:
             self._groups.enter(spec.name, version_1_limits(spec))
             return self._spawn(arguments, descriptors)
+        except OSError as error:
+            raise SandboxError(f"its control groups could not be made: {error}") from error
         finally:
             self._groups.leave()
 
@@ -327,16 +358,6 @@ class OciDriver(Driver):
         pid = process.spawn(arguments, stdin=stdin, stdout=stdout, stderr=stderr)
         self._children.add(pid)
         return pid
-
-    async def _runtime_exit(self, pid: int) -> int:
-        ended = process.watch_exit(pid)
-        await asyncio.wait([ended], timeout=START_DEADLINE)
-        if not ended.done():
-            os.kill(pid, signal.SIGKILL)
-        code = await ended
-        self._children.discard(pid)
-        process.reap_adopted(Path(self._program).name, self._children)
-        return code
 
     def _runtime_options(self) -> list[str]:
         name = Path(self._program).name

@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 KILL_DEADLINE = 10.0
+INHERIT_PAUSE = 0.001
+LONGEST_PAUSE = 0.1
 
 
 def spawn(arguments: Sequence[str], *, stdin: int, stdout: int, stderr: int) -> int:
@@ -30,19 +32,30 @@ def spawn(arguments: Sequence[str], *, stdin: int, stdout: int, stderr: int) -> 
 
 
 def watch_exit(pid: int) -> asyncio.Future[int]:
-    """A future of the child's exit status: its code, or the negative number of the signal that killed it."""
+    """A future of the child's exit status: its code, or the negative number of the signal that killed it.
+
+    It may still be the child of a process that is about to end and leave it to us, as helpers of an OCI runtime are.
+    """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
     descriptor = os.pidfd_open(pid)
 
-    def reap() -> None:
+    def on_end() -> None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-        _, status = os.waitpid(pid, 0)
+        reap(INHERIT_PAUSE)
+
+    def reap(pause: float) -> None:
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            # Nothing tells when it becomes ours.
+            loop.call_later(pause, reap, min(2 * pause, LONGEST_PAUSE))
+            return
         if not ended.done():
             ended.set_result(os.waitstatus_to_exitcode(status))
 
-    loop.add_reader(descriptor, reap)
+    loop.add_reader(descriptor, on_end)
     return ended
 
 

@@ -1,0 +1,3 @@
+from agent.tests.model import model
+
+__all__ = ["model"]
