@@ -53,12 +53,8 @@ from cupola.node.privileges import become, find_server_user, give
 from cupola.node.process import Node, Parts, Sockets, run_apart
 from cupola.node.rootless import RUN, run_rootless
 from cupola.sandbox.base import Driver
-from cupola.sandbox.oci.driver import (
-    LOCK_NAME,
-    OciDriver,
-    enter_private_mount_namespace,
-    sweep_dead_installations,
-)
+from cupola.sandbox.oci.driver import OciDriver
+from cupola.sandbox.oci.installations import LOCK_NAME, enter_private_mount_namespace, sweep_dead_installations
 from cupola.sandbox.oci.linux import forbid_new_privileges
 from cupola.sandbox.oci.network.network import NetworkSettings
 from cupola.sandbox.oci.runtime_config import FIRST_ID

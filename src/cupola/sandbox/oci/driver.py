@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
 import shutil
 import signal
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,15 +29,20 @@ from cupola.sandbox.base import (
     SandboxError,
     SandboxSpec,
     Stream,
-    ThawFile,
     unbroken,
 )
 from cupola.sandbox.oci import linux, process
-from cupola.sandbox.oci.cgroup import ControlGroups, Hierarchies, find_hierarchies, needs_hybrid_hidden
+from cupola.sandbox.oci.cgroup import ControlGroups, Hierarchies, find_hierarchies
 from cupola.sandbox.oci.delegation import enforceable
 from cupola.sandbox.oci.disk import Disk
-from cupola.sandbox.oci.mounts import attach_directories, make_directories, mount_overlay
-from cupola.sandbox.oci.network import forwarding
+from cupola.sandbox.oci.installations import STATE
+from cupola.sandbox.oci.mounts import (
+    attach_directories,
+    bring_within_reach,
+    make_directories,
+    mount_overlay,
+    put_out_of_reach,
+)
 from cupola.sandbox.oci.network.network import Network, NetworkSettings, SandboxNetwork
 from cupola.sandbox.oci.pipes import HeldPipes, OutputBudget, OutputPipe, open_pipe, open_standard_input
 from cupola.sandbox.oci.runtime_config import (
@@ -54,109 +56,17 @@ from cupola.sandbox.oci.runtime_config import (
     runtime_config,
     version_1_limits,
 )
+from cupola.sandbox.oci.sandbox import OciSandbox
 from cupola.sandbox.oci.trees import remove_tree
 
 logger = logging.getLogger(__name__)
 
-LOCK_NAME = "lock"
-STATE = "state"
-HIDING_SIZE = "size=64m"
-"""Of what hides a mount of control groups: a runtime writes a page there for each sandbox. Memory is taken as it is used."""
 CRUN = "crun"
 RUNSC = "runsc"
 RUNTIME_CACHE = ".cache"
 LONGEST_REPORT = 64 * 1024
 START_DEADLINE = 30.0
 """Seconds an OCI runtime may take to create a container before it is given up."""
-
-
-def enter_private_mount_namespace() -> None:
-    """Give this process mounts of its own. Call it before the process has threads.
-
-    Mounts that the platform makes are then invisible outside and vanish with it. On a host with both versions of
-    control groups, the version 2 mount is hidden from crun, which refuses to work when it holds controllers.
-    """
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
-    hierarchies = find_hierarchies()
-    if hierarchies.hybrid is not None and needs_hybrid_hidden(hierarchies):
-        linux.mount("none", str(hierarchies.hybrid), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, HIDING_SIZE)
-
-
-def sweep_dead_installations(run_root: Path) -> None:
-    """Remove the sandboxes of installations whose server is dead: nobody holds the lock in their run directory.
-
-    Blocks. `run_root` holds one run directory for each installation of this machine.
-    """
-    if not run_root.exists():
-        return
-    hierarchies = find_hierarchies()
-    for entry in sorted(run_root.iterdir()):
-        lock = entry / LOCK_NAME
-        if not lock.exists():
-            continue
-        with lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            # Runtimes in the middle of work end first: what they are about to make would come after the removal.
-            process.kill_by_argument(str(entry / STATE))
-            groups = ControlGroups(f"cupola-{entry.name}", hierarchies)
-            for name in groups.names():
-                groups.remove(name)
-            groups.remove_parent()
-            forwarding.switch_off(entry)
-            shutil.rmtree(entry)
-
-
-class OciSandbox(Sandbox):
-    """A running container: its first process is a child of ours, so the process id cannot be reused under us."""
-
-    def __init__(
-        self,
-        name: str,
-        pid: int,
-        network: int,
-        platform_ports: frozenset[int],
-        port: int,
-        user: User,
-        sockets: ThreadPoolExecutor,
-        groups: ControlGroups,
-    ) -> None:
-        super().__init__(name)
-        self.pid = pid
-        self.user = user
-        self._network: int | None = network
-        self._platform_ports = platform_ports
-        self._port = port
-        self._sockets = sockets
-        self._groups = groups
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return ("127.0.0.1", self._port)
-
-    def open_socket(self) -> socket.socket:
-        return self._sockets.submit(self._open_socket).result()
-
-    def _open_socket(self) -> socket.socket:
-        if self._network is None:
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "the sandbox has ended")
-        # Only this thread changes its namespace, and it enters the right one each time, so nothing has to be restored.
-        linux.setns(self._network, linux.CLONE_NEWNET)
-        opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return opened
-
-    def open_thaw_file(self) -> ThawFile | None:
-        return self._groups.open_thaw_file(self.name)
-
-    def listening_ports(self) -> tuple[int, ...]:
-        return tuple(port for port in process.listening_ports(self.pid) if port not in self._platform_ports)
-
-    def close(self) -> None:
-        self._network = None
 
 
 class OciDriver(Driver):
@@ -387,35 +297,18 @@ class OciDriver(Driver):
         mount_overlay(spec.layers, writable / "upper", writable / "work", root)
         group = self._groups.path(spec.name)
         if self._rootless:
-            home, files = self._bring_within_reach(spec.name, home, files)
+            home, files = bring_within_reach(self._reach, spec.name, home, files)
         config = runtime_config(
             spec, root, hosts, resolver, home, files, group, network.path, user, self._controllers, self._ids
         )
         (bundle / "config.json").write_text(json.dumps(config))
         return owner
 
-    def _bring_within_reach(self, name: str, *directories: Path) -> list[Path]:
-        """Other paths of directories, where the sandbox's root may pass."""
-        mounts = [self._reach / f"{name}.{number}" for number in range(len(directories))]
-        for directory, mount in zip(directories, mounts, strict=True):
-            mount.mkdir()
-            # With its flags: crun forgets them when it has a user namespace to make.
-            descriptor = linux.clone_directory_mount(str(directory))
-            try:
-                linux.attach_mount(descriptor, str(mount))
-            finally:
-                os.close(descriptor)
-        return mounts
-
     def _detach_mounts(self, name: str) -> None:
         """Detach what was mounted for the runtime; the sandbox has its copies."""
         with contextlib.suppress(OSError):
             linux.unmount(str(self._bundles / name / "root"))
-        for mount in self._reach.glob(f"{name}.*"):
-            with contextlib.suppress(OSError):
-                linux.unmount(str(mount))
-            # Never what is in it.
-            mount.rmdir()
+        put_out_of_reach(self._reach, name)
 
     def _on_exit(self, sandbox: OciSandbox, code: int) -> None:
         self._children.discard(sandbox.pid)
