@@ -49,7 +49,15 @@ def ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> OrdinaryUser:
     reason = missing()
     if reason is not None:
         pytest.skip(reason)
-    return OrdinaryUser(tmp_path_factory.mktemp("ordinary"))
+    user = OrdinaryUser(tmp_path_factory.mktemp("ordinary"))
+    request = user.request(user.directory(user.workspace / "home"))
+    tried = "from cupola.host.trial import try_user_namespace; print(try_user_namespace())"
+    said = subprocess.run(
+        request.command(sys.executable, "-c", tried), capture_output=True, text=True, check=True, timeout=60
+    )
+    if said.stdout.strip():
+        pytest.skip(f"an ordinary user can have no user namespace here: {said.stdout.strip()}")
+    return user
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,8 @@ def _add_run_directory(staging: Path) -> None:
         else:
             place.touch()
         linux.mount(entry.path, str(place), "", linux.MS_BIND | linux.MS_REC)
-    (staging / RUN.name).mkdir(mode=0o711)
+    (staging / RUN.name).mkdir()
+    (staging / RUN.name).chmod(0o711)
     linux.change_root(str(staging))
     # The new root was also bound, with what is above it, into itself.
     linux.unmount(str(staging))
