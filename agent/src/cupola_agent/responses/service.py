@@ -105,7 +105,8 @@ class Responses:
             self._scanning.cancel()
             await asyncio.wait((self._scanning,))
         turns = list(self._running.values())
-        await asyncio.gather(*(turn.wait(CANCEL_SECONDS) for turn in turns))
+        seconds = min(CANCEL_SECONDS, self._environment.grace)
+        await asyncio.gather(*(turn.wait(seconds) for turn in turns))
         for turn in turns:
             turn.cut()
         if self._tasks:

@@ -8,6 +8,7 @@ from cupola_agent.environment import Environment
 if TYPE_CHECKING:
     from cupola_agent.stores.base import ResponseStore
 
+
 def usual_store(environment: Environment, variables: Mapping[str, str]) -> "ResponseStore":
     """The platform's store inside one, else a file below the state root. Nothing is opened before its first use."""
     if environment.hosted and variables.get("FOUNDRY_PROJECT_ENDPOINT"):
