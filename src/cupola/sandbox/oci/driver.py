@@ -384,14 +384,6 @@ class OciDriver(Driver):
             for pipe in self._outputs.pop(name, ()):
                 pipe.finish()
 
-    def _kill(self, name: str) -> None:
-        """Kill the first process of a sandbox, and so all of them: there may be no control group that holds them together."""
-        sandbox = self._sandboxes.get(name)
-        if sandbox is not None and not sandbox.exited.done():
-            # It may have ended since, but nobody else has its number before this process has reaped it.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(sandbox.pid, signal.SIGKILL)
-
     def hurry(self) -> None:
         hurry = self._hurry_requested()
         if not hurry.done():
@@ -403,8 +395,6 @@ class OciDriver(Driver):
         return self._hurry
 
     def _remove(self, name: str) -> None:
-        if self._rootless:
-            self._kill(name)
         self._groups.remove(name)
         self._detach_mounts(name)
         for directory in (self._state / name, self._bundles / name, self._data / name):
