@@ -6,6 +6,7 @@ from starlette.routing import Match, Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from cupola.domain.errors import CupolaError, not_found
+from cupola.domain.principal import SandboxPrincipal
 
 DEFAULT_PROJECT = "default"
 ALIAS = "_project"
@@ -13,11 +14,15 @@ ALIAS = "_project"
 
 
 class Project:
-    """An ASGI application that finds the project of a path and the route below it."""
+    """An ASGI application that finds the project of a path and the route below it.
 
-    def __init__(self, projects: frozenset[str], routes: list[Route]) -> None:
+    `services` are the routes that sandboxes call, and nobody else; they may call no other ones.
+    """
+
+    def __init__(self, projects: frozenset[str], routes: list[Route], services: list[Route]) -> None:
         self._projects = projects
         self._routes = routes
+        self._services = services
 
     def mount(self) -> Mount:
         """Where it belongs in the server's routes."""
@@ -29,8 +34,11 @@ class Project:
             scope["path_params"]["project"] = name = DEFAULT_PROJECT
         if name not in self._projects:
             raise not_found(f"Project {name[:64]}", "project_not_found")
+        caller = scope["cupola.caller"]
+        if isinstance(caller, SandboxPrincipal) and caller.project != name:
+            raise CupolaError("forbidden", "The sandbox is of another project.", status=403)
         allowed: set[str] = set()
-        for route in self._routes:
+        for route in self._services if isinstance(caller, SandboxPrincipal) else self._routes:
             match, child = route.matches(scope)
             if match is Match.FULL:
                 scope.update(child)

@@ -22,6 +22,11 @@ class SandboxPrincipal:
     agent_key: int
     session_guid: str
 
+    @property
+    def id(self) -> str:
+        """As tokens name it."""
+        return f"sandbox:{self.session_guid}"
+
 
 @dataclass(frozen=True)
 class ServiceCaller:

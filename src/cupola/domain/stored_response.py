@@ -77,7 +77,7 @@ def parse_response(text: bytes) -> StoredResponse:
     response_id = _value(fields, "id")
     if not isinstance(response_id, str) or not response_id:
         raise invalid_request("id: a response needs one.", "id")
-    output = decode(bytes(fields.pop("output", msgspec.Raw(b"[]"))), list[msgspec.Raw] | None)
+    output = bytes(fields.pop("output", msgspec.Raw(b"null")))
     conversation = _value(fields, "conversation")
     if isinstance(conversation, dict):
         conversation = conversation.get("id")
@@ -86,7 +86,7 @@ def parse_response(text: bytes) -> StoredResponse:
         conversation_id=conversation if isinstance(conversation, str) and conversation else None,
         status=str(_value(fields, "status"))[:64],
         envelope=msgspec.json.encode(fields),
-        output=tuple(_item(item) for item in output or ()),
+        output=() if output == b"null" else tuple(_item(item) for item in decode(output, list[msgspec.Raw])),
     )
 
 

@@ -22,7 +22,7 @@ def create_store(
     """A new store. Raises CupolaError (409)."""
     if _store_row(connection, agent_key, name) is not None:
         raise CupolaError("already_exists", f"A state store {name!r} already exists.", status=409)
-    usual = {"description": None, "tags": {}, "item_ttl_seconds": DEFAULT_TTL}
+    usual: dict[str, Any] = {"description": None, "tags": {}, "item_ttl_seconds": DEFAULT_TTL}
     values = {**usual, **settings, "user_isolation": user_isolation, "created_at": now, "updated_at": now}
     new = insert(state_stores).values(agent_key=agent_key, name=name, **values).returning(*state_stores.c)
     return _store(connection.execute(new).one())
