@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.routing import Match, Mount, Route
 from starlette.types import Receive, Scope, Send
 
@@ -26,7 +28,10 @@ class Project:
 
     def mount(self) -> Mount:
         """Where it belongs in the server's routes."""
-        return Mount("/api/projects/{project}", app=self)
+        mount = Mount("/api/projects/{project}", app=self)
+        # An id in a path may hold line breaks: agents choose them.
+        mount.path_regex = re.compile(mount.path_regex.pattern, re.DOTALL)
+        return mount
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = scope["path_params"]["project"]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +20,21 @@ SMALL = 64 * 1024
 """Bytes of a body that is parsed faster than a thread could be asked to."""
 
 Parsed = TypeVar("Parsed")
+
+
+class _AnyText(Convertor[str]):
+    """An id in a path may hold any character: agents choose them."""
+
+    regex = r"[\s\S]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _AnyText())
 
 
 def sandbox_of(request: Request) -> SandboxPrincipal:

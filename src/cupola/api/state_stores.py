@@ -55,13 +55,15 @@ class StateStoresApi:
 
     async def create_store(self, request: Request) -> Response:
         """POST /storage/state_stores."""
-        agent, fields = sandbox_of(request).agent_key, await parsed_body(request, BODY, parse_object)
+        sandbox, fields = sandbox_of(request), await parsed_body(request, BODY, parse_object)
         name, settings = check_name(fields.get("name"), "name"), parse_settings(fields)
         isolation, now = fields.get("user_isolation", False), int(self._clock())
         if not isinstance(isolation, bool):
             raise invalid_request("user_isolation: expected true or false.", "user_isolation")
         store = await self._database.write(
-            lambda connection: state.create_store(connection, agent, name, settings, user_isolation=isolation, now=now)
+            lambda connection: state.create_store(
+                connection, sandbox, name, settings, user_isolation=isolation, now=now
+            )
         )
         return JSONResponse(store.to_wire(), 201)
 

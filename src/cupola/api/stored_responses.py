@@ -43,7 +43,7 @@ class StoredResponsesApi:
 
     def routes(self) -> list[Route]:
         """Paths are relative to the project. An id may hold any character, also a slash."""
-        one = "/storage/responses/{id:path}"
+        one = "/storage/responses/{id:any}"
         return [
             Route("/storage/responses", self.create, methods=["POST"]),
             Route(f"{one}/input_items", self.input_items, methods=["GET"]),

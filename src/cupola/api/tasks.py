@@ -39,9 +39,9 @@ class TasksApi:
         return [
             Route("/tasks", self.create, methods=["POST"]),
             Route("/tasks", self.list, methods=["GET"]),
-            Route("/tasks/{id:path}", self.get, methods=["GET"]),
-            Route("/tasks/{id:path}", self.update, methods=["PATCH"]),
-            Route("/tasks/{id:path}", self.delete, methods=["DELETE"]),
+            Route("/tasks/{id:any}", self.get, methods=["GET"]),
+            Route("/tasks/{id:any}", self.update, methods=["PATCH"]),
+            Route("/tasks/{id:any}", self.delete, methods=["DELETE"]),
         ]
 
     async def create(self, request: Request) -> Response:

@@ -24,6 +24,7 @@ from cupola.domain.version import Version
 from cupola.gateway import headers
 from cupola.gateway.background import until_complete
 from cupola.gateway.timing import Timing
+from cupola.identity.call_ids import CallIds
 from cupola.identity.delegation import IDENTITY_HEADER, effective_caller
 from cupola.sandbox.http import AgentConnectionError, AgentUnreachable, Response
 from cupola.sessions.launcher import RunningAgent
@@ -71,9 +72,10 @@ class _Target:
 class Gateway:
     """The data-plane routes of a project."""
 
-    def __init__(self, database: Database, manager: SessionManager, max_body: int) -> None:
+    def __init__(self, database: Database, manager: SessionManager, call_ids: CallIds, max_body: int) -> None:
         self._database = database
         self._manager = manager
+        self._call_ids = call_ids
         self._max_body = max_body
 
     def routes(self) -> list[Route]:
@@ -120,6 +122,7 @@ class Gateway:
         caller = effective_caller(scope["cupola.caller"], Headers(scope=scope).getlist(IDENTITY_HEADER))
         session, version = await self._manager.resolve(agent, target.session_id, target.number, caller)
         scope["cupola.session_id"] = session.id
+        scope["cupola.user_headers"] = self._call_ids.headers(project, caller, session.guid)
         scope["cupola.server_timing"].resolved()
         if not version.definition.speaks(protocol):
             spoken = ", ".join(entry.protocol for entry in version.definition.protocols)
@@ -140,7 +143,7 @@ class Gateway:
         body: bytes | AsyncIterator[bytes],
         background_id: str | None = None,
     ) -> None:
-        sent = headers.to_agent(scope["headers"], scope["cupola.request_id"].encode())
+        sent = headers.to_agent(scope["headers"], scope["cupola.request_id"].encode(), scope["cupola.user_headers"])
         if background_id is not None:
             sent.append((b"x-agent-response-id", background_id.encode()))
         timing: Timing = scope["cupola.server_timing"]

@@ -26,7 +26,7 @@ class Seal:
 
     def seal(self, purpose: str, content: bytes) -> str:
         """Letters, digits, hyphens and underscores."""
-        return base64.urlsafe_b64encode(self.digest(purpose, content)[:_MAC] + content).rstrip(b"=").decode()
+        return _text(self.digest(purpose, content)[:_MAC] + content)
 
     def open(self, purpose: str, text: str) -> bytes | None:
         """The content of a text that was sealed here for this purpose; None for any other."""
@@ -37,11 +37,17 @@ class Seal:
         except binascii.Error:
             return None
         mac, content = sealed[:_MAC], sealed[_MAC:]
-        return content if hmac.compare_digest(mac, self.digest(purpose, content)[:_MAC]) else None
+        genuine = hmac.compare_digest(mac, self.digest(purpose, content)[:_MAC])
+        # Some other texts decode to the same bytes; they were not made here.
+        return content if genuine and _text(sealed) == text else None
 
     def digest(self, purpose: str, content: bytes) -> bytes:
         """32 bytes that only the platform can compute."""
         return hmac.digest(self._key, purpose.encode() + b"\0" + content, hashlib.sha256)
+
+
+def _text(sealed: bytes) -> str:
+    return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
 
 def load_or_create_seal(path: Path) -> Seal:

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, u
 from cupola.domain.errors import CupolaError, not_found
 from cupola.domain.principal import ServiceCaller
 from cupola.domain.stored_response import NewResponse, StoredItem, StoredResponse
+from cupola.storage.agents import check_agent_of
 from cupola.storage.schema import conversation_entries, items, responses
 
 _BATCH = 500
@@ -25,6 +26,7 @@ _BATCH = 500
 def create_response(connection: Connection, caller: ServiceCaller, new: NewResponse, now: int) -> None:
     """A new response with its input. Raises CupolaError (409) when the project has one of that id, whoever made it."""
     response, sandbox = new.response, caller.sandbox
+    check_agent_of(connection, sandbox)
     taken = select(responses.c.key).where(responses.c.project == sandbox.project, responses.c.id == response.id)
     if connection.execute(taken).first() is not None:
         raise CupolaError("already_exists", f"A response with the id {response.id[:128]} already exists.", status=409)

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
 from cupola.domain.errors import CupolaError, etag_mismatch, not_found
+from cupola.domain.principal import SandboxPrincipal
 from cupola.domain.state_store import DEFAULT_TTL, FOR_EVER, Content, StateItem, StateStore
+from cupola.storage.agents import check_agent_of
 from cupola.storage.paging import Page
 from cupola.storage.schema import state_items, state_stores
 
@@ -17,14 +19,21 @@ _KEYS = [column for column in state_items.c if column.name != "value"]
 
 
 def create_store(
-    connection: Connection, agent_key: int, name: str, settings: Mapping[str, Any], *, user_isolation: bool, now: int
+    connection: Connection,
+    sandbox: SandboxPrincipal,
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    user_isolation: bool,
+    now: int,
 ) -> StateStore:
-    """A new store. Raises CupolaError (409)."""
-    if _store_row(connection, agent_key, name) is not None:
+    """A new store of the sandbox's agent. Raises CupolaError (409)."""
+    check_agent_of(connection, sandbox)
+    if _store_row(connection, sandbox.agent_key, name) is not None:
         raise CupolaError("already_exists", f"A state store {name!r} already exists.", status=409)
     usual: dict[str, Any] = {"description": None, "tags": {}, "item_ttl_seconds": DEFAULT_TTL}
     values = {**usual, **settings, "user_isolation": user_isolation, "created_at": now, "updated_at": now}
-    new = insert(state_stores).values(agent_key=agent_key, name=name, **values).returning(*state_stores.c)
+    new = insert(state_stores).values(agent_key=sandbox.agent_key, name=name, **values).returning(*state_stores.c)
     return _store(connection.execute(new).one())
 
 

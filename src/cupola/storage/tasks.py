@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, insert, or_, sele
 from cupola.domain.errors import CupolaError, not_found
 from cupola.domain.principal import SandboxPrincipal
 from cupola.domain.task import LeaseRequest, Moment, Task, check_deletable, new_task, patched
+from cupola.storage.agents import check_agent_of
 from cupola.storage.paging import Page
 from cupola.storage.schema import task_attachments, tasks
 
@@ -46,6 +47,7 @@ def create_task(
 ) -> Task:
     """A new task. Raises CupolaError (400, 409)."""
     task = new_task(fields, lease, spare_id, moment)
+    check_agent_of(connection, sandbox)
     if _row(connection, sandbox, task.id) is not None:
         raise CupolaError("task_already_exists", f"Task {task.id} already exists.", status=409)
     place = {"agent_key": sandbox.agent_key, "session_guid": sandbox.session_guid}

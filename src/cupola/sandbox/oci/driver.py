@@ -35,6 +35,7 @@ from cupola.sandbox.base import (
     unbroken,
 )
 from cupola.sandbox.oci import linux, process
+from cupola.sandbox.oci.authorities import Authorities
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
 from cupola.sandbox.oci.disk import Disk
 from cupola.sandbox.oci.mounts import attach_directories, make_directories, mount_overlay
@@ -170,6 +171,7 @@ class OciDriver(Driver):
         self._run = run
         self._bundles = run / "bundles"
         self._state = run / STATE
+        self._authorities = Authorities(run)
         self._data = data
         self._installation = installation
         self._requested_runtime = runtime
@@ -317,9 +319,10 @@ class OciDriver(Driver):
         resolver = bundle / "resolv.conf"
         resolver.write_text("nameserver 127.0.0.1\n")
         resolver.chmod(0o644)
+        authorities = self._authorities.file(spec.authority) if spec.authority else None
         mount_overlay(spec.layers, writable / "upper", writable / "work", root)
         group = self._groups.path(spec.name)
-        config = runtime_config(spec, root, hosts, resolver, home, files, group, network.path, user)
+        config = runtime_config(spec, root, hosts, resolver, authorities, home, files, group, network.path, user)
         (bundle / "config.json").write_text(json.dumps(config))
         return user
 
