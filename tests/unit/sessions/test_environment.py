@@ -66,7 +66,7 @@ def test_the_platform_beats_both() -> None:
 def test_reports_to_a_vendor_are_off_unless_asked_for() -> None:
     name = "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL"
     assert variables()[name] == "true"
-    assert variables(**{name: "false"})[name] == "false"
+    assert variables(APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL="false")[name] == "false"
 
 
 def test_a_hosted_agent_is_told_how_to_call_the_platform() -> None:
