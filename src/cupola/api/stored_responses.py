@@ -1,6 +1,7 @@
 """The response store that agents keep their responses in (container contract, section 4.12).
 
-Every write can be repeated: a second create is told that the first one is there, and an update puts the same in its place.
+Every write can be repeated when its answer was lost: a create is known by its request id, and an update puts the same in its
+place.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ class StoredResponsesApi:
         """POST /storage/responses."""
         caller = service_caller(request, self._call_ids)
         new = await parsed_body(request, self._max_body, parse_new_response)
-        now = int(self._clock())
-        await self._database.write(lambda connection: responses.create_response(connection, caller, new, now))
+        request_id, now = request.headers.get("x-ms-client-request-id", "")[:128], int(self._clock())
+        await self._database.write(
+            lambda connection: responses.create_response(connection, caller, new, request_id, now)
+        )
         return JSONResponse({"id": new.response.id}, 201)
 
     async def update(self, request: Request) -> Response:

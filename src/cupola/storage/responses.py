@@ -23,12 +23,21 @@ _BATCH = 500
 """Ids that one query names."""
 
 
-def create_response(connection: Connection, caller: ServiceCaller, new: NewResponse, now: int) -> None:
-    """A new response with its input. Raises CupolaError (409) when the project has one of that id, whoever made it."""
+def create_response(connection: Connection, caller: ServiceCaller, new: NewResponse, request_id: str, now: int) -> None:
+    """A new response with its input. Raises CupolaError (409) when the project has one of that id, whoever made it.
+
+    A request that comes again, because its answer was lost, has the same `request_id`, unless that is empty; it is content
+    with what it finds.
+    """
     response, sandbox = new.response, caller.sandbox
     check_agent_of(connection, sandbox)
-    taken = select(responses.c.key).where(responses.c.project == sandbox.project, responses.c.id == response.id)
-    if connection.execute(taken).first() is not None:
+    taken = select(responses.c.request_id, responses.c.session_guid, responses.c.owner).where(
+        responses.c.project == sandbox.project, responses.c.id == response.id
+    )
+    present = connection.execute(taken).first()
+    if present is not None:
+        if request_id and tuple(present) == (request_id, sandbox.session_guid, caller.owner):
+            return
         raise CupolaError("already_exists", f"A response with the id {response.id[:128]} already exists.", status=409)
     key = connection.execute(
         insert(responses)
@@ -39,6 +48,7 @@ def create_response(connection: Connection, caller: ServiceCaller, new: NewRespo
             session_guid=sandbox.session_guid,
             owner=caller.owner,
             history=msgspec.json.encode(new.history),
+            request_id=request_id,
             created_at=now,
             **_changing(response, now),
         )

@@ -131,6 +131,7 @@ responses = Table(
     Column("status", String, nullable=False),
     Column("envelope", LargeBinary, nullable=False),
     Column("history", LargeBinary, nullable=False),
+    Column("request_id", String, nullable=False),
     Column("created_at", Integer, nullable=False),
     Column("updated_at", Integer, nullable=False, index=True),
     UniqueConstraint("project", "id"),

@@ -34,7 +34,7 @@ def body(response_id: str, *output: str, **fields: Any) -> bytes:
 
 def keep(connection: Connection, whose: ServiceCaller, text: bytes, *inputs: str, now: int = NOW) -> None:
     new = {"response": json.loads(text), "input_items": [{"id": item_id} for item_id in inputs]}
-    responses.create_response(connection, whose, parse_new_response(json.dumps(new).encode()), now)
+    responses.create_response(connection, whose, parse_new_response(json.dumps(new).encode()), "", now)
 
 
 def keep_task(connection: Connection, sandbox: SandboxPrincipal, task_id: str, now: int, *, done: bool = True) -> None:
@@ -79,6 +79,19 @@ def test_a_snapshot_writes_only_the_items_that_changed(connection: Connection) -
     assert keys()[0] == first[0]
     _, output = responses.get_response(connection, whose, "r1")
     assert [json.loads(item)["id"] for item in output] == ["a", "x", "c"]
+
+
+def test_a_create_whose_answer_was_lost_is_done_once(connection: Connection) -> None:
+    agent = add_agent(connection)
+    whose, other = caller(agent.key), caller(agent.key, "other")
+    new = parse_new_response(b'{"response": {"id": "r1"}, "input_items": [{"id": "in"}]}')
+    for _ in range(2):
+        responses.create_response(connection, whose, new, "request", NOW)
+    for again, request_id in ((whose, "another"), (whose, ""), (other, "request")):
+        with pytest.raises(CupolaError) as refused:
+            responses.create_response(connection, again, new, request_id, NOW)
+        assert (refused.value.status, refused.value.code) == (409, "already_exists")
+    assert count(connection) == {"responses": 1, "items": 1}
 
 
 def test_the_same_update_twice_changes_nothing(connection: Connection) -> None:

@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.Column("status", sa.String, nullable=False),
         sa.Column("envelope", sa.LargeBinary, nullable=False),
         sa.Column("history", sa.LargeBinary, nullable=False),
+        sa.Column("request_id", sa.String, nullable=False),
         sa.Column("created_at", sa.Integer, nullable=False),
         sa.Column("updated_at", sa.Integer, nullable=False),
         sa.UniqueConstraint("project", "id"),
