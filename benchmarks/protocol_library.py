@@ -51,7 +51,7 @@ class Effort:
     lone_events: int
 
 
-QUICK = Effort(rounds=6, starts=4, seconds=0.15, lone_events=10)
+QUICK = Effort(rounds=5, starts=4, seconds=0.15, lone_events=10)
 FULL = Effort(rounds=15, starts=11, seconds=0.35, lone_events=30)
 
 

@@ -3,8 +3,11 @@
 import asyncio
 import http.client
 import json
+import queue
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import pytest
 from cupola_agent import ids
 from cupola_agent.tasks.base import TaskFilter
 from cupola_agent.tasks.local import LocalTaskStore
+
+from agent.tests.fake_platform import running_platform
 
 StartAgent = Callable[..., Any]
 RunningAgent = Any
@@ -24,8 +29,13 @@ from pathlib import Path
 
 from cupola_agent import Agent
 from cupola_agent.responses import journal
-from cupola_agent.stores.local import LocalResponseStore
-from cupola_agent.tasks.local import LocalTaskStore
+
+if os.environ.get("FOUNDRY_HOSTING_ENVIRONMENT"):
+    from cupola_agent.stores.platform import PlatformResponseStore as Responses
+    from cupola_agent.tasks.platform import PlatformTaskStore as Tasks
+else:
+    from cupola_agent.stores.local import LocalResponseStore as Responses
+    from cupola_agent.tasks.local import LocalTaskStore as Tasks
 
 HOME = Path(os.environ["HOME"])
 FAULT = os.environ.get("FAULT", "")
@@ -52,10 +62,10 @@ def around(owner, method, name):
     setattr(owner, method, faulty)
 
 
-around(LocalTaskStore, "create", "the task is made")
-around(LocalTaskStore, "delete", "the task is deleted")
-around(LocalResponseStore, "create", "the response is stored")
-around(LocalResponseStore, "update", "the end is stored")
+around(Tasks, "create", "the task is made")
+around(Tasks, "delete", "the task is deleted")
+around(Responses, "create", "the response is stored")
+around(Responses, "update", "the end is stored")
 real_append = journal._append
 
 
@@ -165,9 +175,9 @@ def numbers(stream: bytes) -> list[int]:
     return [json.loads(frame.partition(b"\ndata: ")[2])["sequence_number"] for frame in frames]
 
 
-def tasks_left(home: Path) -> int:
+def tasks_left(folder: Path) -> int:
     async def count() -> int:
-        store = LocalTaskStore(home / ".agentserver")
+        store = LocalTaskStore(folder)
         try:
             return len((await store.list(TaskFilter())).tasks)
         finally:
@@ -183,22 +193,63 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-@pytest.mark.parametrize("step", [*STEPS, *STREAM_STEPS])
+@contextmanager
+def platform_beside(folder: Path) -> Iterator[Mapping[str, str]]:
+    """A platform in a thread of its own; gives the environment of its containers."""
+    started: queue.Queue[Mapping[str, str]] = queue.Queue()
+    loop, end = asyncio.new_event_loop(), asyncio.Event()
+
+    async def serve() -> None:
+        async with running_platform(folder) as platform:
+            started.put(platform.variables)
+            await end.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        yield started.get(timeout=30)
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join(30)
+        loop.close()
+
+
+CASES = [
+    *((step, False) for step in STEPS),
+    *((step, True) for step in (*STEPS, *STREAM_STEPS)),
+]
+
+
+@pytest.mark.parametrize(("step", "stream"), CASES)
 def test_a_killed_process_loses_and_repeats_nothing(
     step: str, stream: bool, start_agent: StartAgent, tmp_path: Path
 ) -> None:
-    if step in STREAM_STEPS and not stream:
-        pytest.skip("this step is of streams")
+    kill_and_go_on(step, stream, start_agent, tmp_path, tmp_path / ".agentserver", {})
+
+
+@pytest.mark.parametrize(("step", "stream"), CASES)
+def test_nor_does_one_whose_responses_are_on_a_platform(
+    step: str, stream: bool, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    folder = tmp_path / "platform"
+    folder.mkdir()
+    with platform_beside(folder) as variables:
+        kill_and_go_on(step, stream, start_agent, tmp_path, folder, variables)
+
+
+def kill_and_go_on(
+    step: str, stream: bool, start_agent: StartAgent, tmp_path: Path, folder: Path, variables: Mapping[str, str]
+) -> None:
+    """Kills a process at this step, starts another, and looks at what both have said; tasks are in the folder."""
     response_id = ids.new_id("caresp", ids.new_partition())
-    first = start_agent(SOURCE, FAULT=step)
+    first = start_agent(SOURCE, FAULT=step, **variables)
     seen = ask(first, response_id, stream=stream)
     assert first.process.wait(60) == -9, first.process.communicate()
     assert (tmp_path / "died").exists()
-    second = start_agent(SOURCE, FAULT=step)
+    second = start_agent(SOURCE, FAULT=step, **variables)
     if step in NEVER_ACCEPTED:
         assert seen == b""
-        wait_for(lambda: tasks_left(tmp_path) == 0)
+        wait_for(lambda: tasks_left(folder) == 0)
         assert get(second, f"/responses/{response_id}")[0] == 404
         assert not (tmp_path / "runs").exists()
         return
@@ -206,7 +257,7 @@ def test_a_killed_process_loses_and_repeats_nothing(
     assert response["status"] == "completed"
     assert text_of(response) == "one two three"
     assert (tmp_path / "runs").read_text().count("run") <= 2
-    wait_for(lambda: tasks_left(tmp_path) == 0)
+    wait_for(lambda: tasks_left(folder) == 0)
     if stream:
         status, replayed = get(second, f"/responses/{response_id}?stream=true")
         assert status == 200

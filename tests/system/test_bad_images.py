@@ -124,7 +124,7 @@ agent.run()
 
 def test_an_agent_that_dies_while_it_answers(platform: Platform, agent_image: Make) -> None:
     program = """
-import os
+import asyncio, os
 from cupola_agent import Agent
 agent = Agent()
 
@@ -132,6 +132,8 @@ agent = Agent()
 async def reply(input: str):
     yield "one "
     if input == "die":
+        # What was said leaves as soon as the handler waits for something.
+        await asyncio.sleep(0.1)
         os._exit(9)
     yield "two"
 

@@ -161,6 +161,8 @@ class Agent:
 
     async def start(self) -> None:
         """Called by the server before the first call."""
+        if self.environment.hosted and not self._variables.get("FOUNDRY_PROJECT_ENDPOINT"):
+            logger.warning("FOUNDRY_PROJECT_ENDPOINT is not set: responses are kept in this sandbox only")
         if self._responses is not None:
             await self._responses.start()
 

@@ -113,7 +113,6 @@ class AsgiExchange:
         self.status = 0
         self._receive = receive
         self._send = send
-        self._head: Message = {}
         self._body: deque[bytes] = deque()
         self._body_size = 0
         self._body_limit = _BUFFER
@@ -226,7 +225,7 @@ class AsgiExchange:
         render(status, headers)  # raises for what cannot be sent
         self.answered = True
         self.status = status
-        self._head = {"type": "http.response.start", "status": status, "headers": list(headers)}
+        self._put({"type": "http.response.start", "status": status, "headers": list(headers)}, 0)
 
     def write(self, data: bytes) -> None:
         if data and not self._has_no_body:
@@ -253,9 +252,6 @@ class AsgiExchange:
             raise RuntimeError("the answer has not begun")
         if self.disconnected or self.ended:
             return
-        if self._head:
-            self._outbox.append(self._head)
-            self._head = {}
         self._outbox.append(message)
         self._outbox_size += size
         self._outbox_filled.set()

@@ -14,7 +14,8 @@ class Environment:
 
     `hosted` is true inside a platform. `session_id` is the session of this sandbox; every request then
     belongs to it unless it names another. `sse_keep_alive` is the longest silence of a stream in seconds, 0 for any.
-    `history_limit` is how many items of history a handler gets at most, -1 for all.
+    `grace` is how many seconds requests in flight have to end after SIGTERM. `history_limit` is how many items of history
+    a handler gets at most, -1 for all.
     """
 
     hosted: bool = False
@@ -23,6 +24,7 @@ class Environment:
     session_id: str = ""
     sse_keep_alive: int = DEFAULT_KEEP_ALIVE_SECONDS
     history_limit: int = -1
+    grace: int = DEFAULT_GRACE_SECONDS
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Environment":
@@ -34,6 +36,7 @@ class Environment:
             session_id=variables.get("FOUNDRY_AGENT_SESSION_ID", ""),
             sse_keep_alive=_seconds(variables, "SSE_KEEPALIVE_INTERVAL", DEFAULT_KEEP_ALIVE_SECONDS),
             history_limit=_history_limit(variables),
+            grace=read_grace_seconds(variables),
         )
 
 

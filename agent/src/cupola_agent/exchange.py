@@ -49,7 +49,7 @@ class Exchange(Protocol):
         ...
 
     def start(self, status: int, headers: HeaderPairs) -> None:
-        """The head of an answer that is streamed; nothing goes out before the first `write` or `finish`."""
+        """The head of an answer that is streamed. It goes out at once, with what is written in this turn of the loop."""
         ...
 
     def write(self, data: bytes) -> None:

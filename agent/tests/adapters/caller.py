@@ -3,10 +3,10 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from cupola_agent import Agent
-from cupola_agent.stores.memory import MemoryResponseStore
 from cupola_agent.testing import TestClient
 
 Json = dict[str, Any]
@@ -43,8 +43,9 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(handler: Callable[..., Any]) -> AsyncIterator[Caller]:
-    agent = Agent(environ={}, store=MemoryResponseStore)
+async def calling(handler: Callable[..., Any], folder: Path) -> AsyncIterator[Caller]:
+    """An agent that keeps its responses in files in this folder."""
+    agent = Agent(environ={"AGENTSERVER_STATE_ROOT": str(folder)})
     agent.responses(handler)
     async with TestClient(agent) as client:
         yield Caller(client)

@@ -38,6 +38,13 @@ def delete(name: str) -> str:
     return f"deleted {name}"
 
 
+class Shelf:
+    """What tools of the Agents SDK get as their context."""
+
+    def delete(self, name: str) -> str:
+        return delete(name)
+
+
 def agent_framework(model: Model, models: Sequence[str] = ()) -> Handler:
     from agent_framework import Agent, tool
     from agent_framework.openai import OpenAIChatClient
@@ -52,17 +59,21 @@ def agent_framework(model: Model, models: Sequence[str] = ()) -> Handler:
 
 
 def openai_agents(model: Model, models: Sequence[str] = ()) -> Handler:
-    from agents import Agent, MultiProvider, RunConfig, function_tool
+    from agents import Agent, MultiProvider, RunConfig, RunContextWrapper, function_tool
     from cupola_agent.adapters.openai_agents import handler
+
+    def delete_from_shelf(context: RunContextWrapper[Shelf], name: str) -> str:
+        shelf: Shelf = context.context
+        return shelf.delete(name)
 
     tools = [
         function_tool(weather, name_override="get_weather"),
-        function_tool(delete, name_override="delete_file", needs_approval=True),
+        function_tool(delete_from_shelf, name_override="delete_file", needs_approval=True),
     ]
     provider = MultiProvider(openai_client=model.client)
     config = RunConfig(model_provider=provider, tracing_disabled=True)
     agent = Agent(name="helper", instructions="Be kind.", model="stub", tools=tools)
-    return handler(agent, run_config=config, models=models)
+    return handler(agent, context=Shelf(), run_config=config, models=models)
 
 
 def pydantic_ai(model: Model, models: Sequence[str] = ()) -> Handler:

@@ -21,7 +21,6 @@ REFUSED: Mapping[str, bytes] = {
     "no version": _get(b"GET /readiness"),
     "a version of the future": _get(b"GET /readiness HTTP/9.9"),
     "a version that is none": _get(b"GET /readiness HTTP/x.y"),
-    "another protocol": _get(b"GET /readiness RTSP/1.0"),
     "a method with a space": _get(b"G ET /readiness HTTP/1.1"),
     "a method of control characters": _get(b"G\x01T /readiness HTTP/1.1"),
     "a target with a null": _get(b"GET /readi\0ness HTTP/1.1"),

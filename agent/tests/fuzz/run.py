@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -27,7 +28,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     options = parser.parse_args()
-    print(f"seed {options.seed}")
+    print(f"seed {options.seed}", flush=True)
+    # Told to stop, it takes its agent with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as home, running(Path(home), {}, ECHO) as agent:
         target = Target(agent)
         try:
@@ -56,7 +59,10 @@ def fuzz(target: Target, requests: int, seed: int) -> int:
             target.send_raw(malformed.mutated(choose))
             raw += 1
         grown = (target.memory() - memory) / 2**20
-        print(f"{sum(counts.values()) + raw:6} requests, {time.monotonic() - started:4.0f} s, {grown:+.0f} MiB")
+        print(
+            f"{sum(counts.values()) + raw:6} requests, {time.monotonic() - started:4.0f} s, {grown:+.0f} MiB",
+            flush=True,
+        )
     target.check_unharmed(descriptors, memory)
     print(f"{sum(counts.values())} answered: {dict(sorted(counts.items()))}; {raw} malformed; the agent is well")
     return 0

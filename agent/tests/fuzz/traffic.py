@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from schemathesis.core import NotSet
 from schemathesis.core.result import Ok
 
-from agent.tests.fuzz.target import Sent, Target
+from agent.tests.fuzz.target import Broken, Sent, Target
 
 DOCUMENT = Path(__file__).parent / "openapi.json"
 _RESPONSE_ID = re.compile("caresp_[0-9a-f]{16}00[A-Za-z0-9]{32}")
@@ -26,19 +26,32 @@ _SHARE = 0.4
 
 
 def run(target: Target, requests: int, number: int) -> dict[int, int]:
-    """Sends about that many requests, made from seed `number`; gives how many answers had which status."""
+    """Sends about that many requests, made from seed `number`; gives how many answers had which status.
+
+    Raises Broken at the first that the agent did not stand.
+    """
     counts: dict[int, int] = {}
     choose = random.Random(number)  # noqa: S311
     known: list[str] = []
+    broken: list[Broken] = []
 
     def send(case: Any) -> None:
-        status = target.send(sent(case, choose, known))
+        if broken:
+            return
+        try:
+            status = target.send(sent(case, choose, known))
+        except Broken as error:
+            # Hypothesis would send it again, and be puzzled when it goes well then; the first time is what counts.
+            broken.append(error)
+            return
         counts[status] = counts.get(status, 0) + 1
         if found := _RESPONSE_ID.search(target.last_body.decode(errors="replace")):
             known[:] = [*known[-50:], found[0]]
 
     for examples, strategy in _strategies(requests):
         _send_all(strategy, examples, number, send)
+        if broken:
+            raise broken[0]
     return counts
 
 

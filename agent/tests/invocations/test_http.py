@@ -231,3 +231,13 @@ async def test_a_document_that_was_not_given_is_not_found(name: str, kind: str) 
     answer = await client(echo).get(f"/invocations/docs/{name}")
     assert answer.status == 404
     assert answer.json() == {"error": {"code": "not_found", "message": f"No {kind} registered"}}
+
+
+async def test_a_body_beyond_what_is_collected_is_refused_in_this_protocols_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cupola_agent.testing.MAX_BODY", 10)
+    answer = await client(echo).post("/invocations", content=bytes(11))
+    assert answer.status == 413
+    assert set(answer.json()["error"]) == {"code", "message"}
+    assert "x-agent-invocation-id" in answer.headers

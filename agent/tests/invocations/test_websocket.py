@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import socket as sockets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,9 +11,11 @@ import pytest
 from cupola_agent import Agent, CallContext, SocketClosedError, WebSocket
 from cupola_agent.call import current_call
 from cupola_agent.logs import JsonFormatter
-from cupola_agent.server.serve import Server
+from cupola_agent.testing import TestClient, UpgradeRefusedError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from agent.tests.invocations.serving import serving
 
 
 @asynccontextmanager
@@ -23,15 +24,8 @@ async def served(function: Callable[..., Any] | None, **environ: str) -> AsyncIt
     agent = Agent(environ=environ)
     if function is not None:
         agent.websocket(function)
-    listener = sockets.create_server(("127.0.0.1", 0))
-    server = Server(agent, grace_seconds=10)
-    await server.start([listener])
-    hurry = asyncio.Event()
-    try:
-        yield f"ws://127.0.0.1:{listener.getsockname()[1]}/invocations_ws"
-    finally:
-        hurry.set()
-        await server.stop(hurry)
+    async with serving(agent) as port:
+        yield f"ws://127.0.0.1:{port}/invocations_ws"
 
 
 @asynccontextmanager
@@ -198,6 +192,21 @@ async def test_a_server_that_ends_closes_it_as_going_away() -> None:
     assert (await closed(client))[0] == 1001
 
 
-def test_only_an_async_function_can_hold_a_websocket() -> None:
-    with pytest.raises(TypeError, match="async"):
-        Agent(environ={}).websocket(lambda socket: None)
+async def yields(socket: WebSocket) -> AsyncIterator[str]:
+    yield "to nobody"
+
+
+@pytest.mark.parametrize("function", [lambda socket: None, yields])
+def test_only_an_async_function_can_hold_a_websocket(function: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="async function"):
+        Agent(environ={}).websocket(function)
+
+
+async def test_no_conversation_begins_while_the_process_ends() -> None:
+    agent = Agent(environ={})
+    agent.websocket(echo)
+    agent.drain()
+    with pytest.raises(UpgradeRefusedError) as caught:
+        async with TestClient(agent).websocket("/invocations_ws"):
+            pass
+    assert caught.value.status == 503

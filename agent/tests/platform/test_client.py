@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from cupola_agent.call import Caller
 from cupola_agent.platform.api import Platform
 from cupola_agent.platform.client import HttpClient, HttpFailed
@@ -97,6 +98,17 @@ async def test_an_answer_of_any_framing_is_read(
             assert answer.body == body
             assert "link" not in answer.headers
     assert len(accepted) == (3 if close else 1)
+
+
+def test_it_works_on_uvloop_whose_transports_are_of_another_kind() -> None:
+    async def ask() -> bytes:
+        http = HttpClient()
+        async with server(answers(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")) as (url, _):
+            answer = await http.request("GET", url, {}, timeout=10)
+        await http.close()
+        return answer.body
+
+    assert uvloop.run(ask()) == b"ok"
 
 
 async def test_a_compressed_answer_is_read_though_nobody_asked_for_it(http: HttpClient) -> None:

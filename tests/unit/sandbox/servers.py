@@ -98,6 +98,10 @@ class Agent:
         async with asyncio.TaskGroup() as group:
 
             def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                if not server.is_serving():
+                    # It was on its way when the block ended.
+                    writer.close()
+                    return
                 self.connections += 1
                 handling.append(group.create_task(self._handle(Peer(reader, writer))))
 

@@ -4,6 +4,7 @@ agent.responses(handler(agent_framework.Agent(client, "instructions", tools=[…
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from cupola_agent import items, jsons
@@ -12,6 +13,7 @@ from cupola_agent.adapters.conversation import (
     Conversation,
     Media,
     Returned,
+    Said,
     instructions_of,
     model_of,
     noted,
@@ -86,13 +88,16 @@ def _messages(conversation: Conversation) -> list[Any]:
     from agent_framework import Content, Message
 
     messages: list[Any] = []
-    for entry in conversation.entries:
-        if isinstance(entry, Called):
-            messages.append(Message("assistant", [_call(entry)]))
-        elif isinstance(entry, Returned):
-            messages.append(Message("tool", [Content.from_function_result(entry.call_id, result=entry.output)]))
-        else:
-            messages.append(Message(entry.role, [_content(part) for part in entry.parts]))
+    for kind, group in groupby(conversation.entries, type):
+        if kind is Called:
+            # Calls in a row are of one answer, and models take them only as one message.
+            messages.append(Message("assistant", [_call(entry) for entry in group if isinstance(entry, Called)]))
+            continue
+        for entry in group:
+            if isinstance(entry, Returned):
+                messages.append(Message("tool", [Content.from_function_result(entry.call_id, result=entry.output)]))
+            elif isinstance(entry, Said):
+                messages.append(Message(entry.role, [_content(part) for part in entry.parts]))
     return messages
 
 

@@ -73,7 +73,8 @@ Entry = Said | Called | Returned
 class Conversation:
     """What was said and done, oldest first; `decisions` are those on calls that have not run yet, by call id.
 
-    Calls that nobody answered are left out, as no model goes on after one.
+    Calls that nobody answered are left out, as no model goes on after one, and so are outputs whose call is further
+    back than the history reaches.
     """
 
     entries: tuple[Entry, ...]
@@ -83,13 +84,14 @@ class Conversation:
     def of(cls, history: Iterable[Json], given: Iterable[Json]) -> "Conversation":
         """From the items of the history, and those of the input.
 
-        A decision counts when the history has what it is about: a caller could send any request, and approve it.
+        A decision counts where the history has a request with an adapter's note: a caller could send any request, in
+        this turn or an earlier one, and approve it, but no note.
         """
         past = list(history)
         items = [*past, *given]
         entries = [entry for item in items for entry in _entries(item)]
         returned = {entry.call_id for entry in entries if isinstance(entry, Returned)}
-        asked = {item["id"]: _call_id(item) for item in past if item.get("type") == "mcp_approval_request"}
+        asked = {item["id"]: call_id for item in past if (call_id := _noted_call_id(item))}
         decisions = {
             call_id: Decision(item.get("approve") is True, item.get("reason"))
             for item in items
@@ -105,6 +107,8 @@ class Conversation:
                 if entry.call_id in called or entry.call_id not in answered:
                     continue
                 called.add(entry.call_id)
+            elif isinstance(entry, Returned) and past and entry.call_id not in called:
+                continue
             kept.append(entry)
         return cls(tuple(kept), decisions)
 
@@ -150,13 +154,16 @@ def _entries(item: Json) -> Iterator[Entry]:
             output = item["output"]
             text = output if isinstance(output, str) else Said("tool", tuple(_parts(output))).text
             yield Returned(item["call_id"], text)
-        case "mcp_approval_request":
-            yield Called(_call_id(item), item["name"], item.get("arguments") or "{}")
+        case "mcp_approval_request" if call_id := _noted_call_id(item):
+            yield Called(call_id, item["name"], item.get("arguments") or "{}")
 
 
-def _call_id(request: Json) -> str:
-    """The id of the call that an approval request is about, which the adapter noted, or else the request's own."""
-    return str((request.get("internal_metadata") or {}).get("call_id") or request["id"])
+def _noted_call_id(item: Json) -> str | None:
+    """The id of the call that an adapter's approval request is about."""
+    if item.get("type") != "mcp_approval_request":
+        return None
+    call_id = (item.get("internal_metadata") or {}).get("call_id")
+    return call_id if isinstance(call_id, str) else None
 
 
 def _parts(content: str | Sequence[Json]) -> Iterator[str | Media]:

@@ -3,8 +3,9 @@
 agent.responses(handler(builder.compile()))
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from itertools import groupby
 from typing import Any
 
 from cupola_agent import items, jsons
@@ -46,7 +47,7 @@ def handler(graph: Any, *, models: Sequence[str] = ()) -> Callable[..., AsyncIte
         conversation = Conversation.of(() if remembers else history, context.input_items)
         given = await _resumption(graph, config, conversation) if remembers else None
         if given is None:
-            messages = [_message(entry) for entry in conversation.entries]
+            messages = _messages(conversation.entries)
             if instructions and not remembers:
                 messages.insert(0, _message(Said("system", (instructions,))))
             given = {"messages": messages}
@@ -116,13 +117,28 @@ def _value(output: str) -> Any:
         return output
 
 
+def _messages(entries: Iterable[Entry]) -> list[Any]:
+    from langchain_core.messages import AIMessage
+
+    messages: list[Any] = []
+    for kind, group in groupby(entries, type):
+        if kind is Called:
+            # Calls in a row are of one answer, and models take them only as one message.
+            calls = [entry for entry in group if isinstance(entry, Called)]
+            made = [{"id": call.call_id, "name": call.name, "args": call.decoded} for call in calls]
+            messages.append(AIMessage("", tool_calls=made))
+        else:
+            messages += [_message(entry) for entry in group]
+    return messages
+
+
 def _message(entry: Entry) -> Any:
     from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-    if isinstance(entry, Called):
-        return AIMessage("", tool_calls=[{"id": entry.call_id, "name": entry.name, "args": entry.decoded}])
     if isinstance(entry, Returned):
         return ToolMessage(entry.output, tool_call_id=entry.call_id)
+    if isinstance(entry, Called):
+        raise TypeError("a call is part of a message")
     if entry.role == "assistant":
         return AIMessage(entry.text)
     if entry.role == "user":

@@ -36,15 +36,17 @@ def handler(
     unless `run_config`, an `agents.RunConfig`, says so.
     """
 
+    run_context = context
+
     async def reply(request: ResponseRequest, context: ResponseContext, history: list[Json]) -> AsyncIterator[Piece]:
         from agents import Runner
 
         running = _with_instructions(agent, instructions_of(request))
         conversation = Conversation.of(history, context.input_items)
-        state = await _interrupted_state(running, history, conversation)
+        state = await _interrupted_state(running, history, conversation, run_context)
         given = state or [_input(entry) for entry in conversation.entries if not _pending(entry, conversation)]
         result = Runner.run_streamed(
-            running, given, context=state_context, run_config=_run_config(run_config, request, models)
+            running, given, context=run_context, run_config=_run_config(run_config, request, models)
         )
         calls = {} if state is None else _calls(conversation)
         try:
@@ -75,7 +77,6 @@ def handler(
             yield request_item
         yield _usage(result.context_wrapper.usage)
 
-    state_context = context
     return reply
 
 
@@ -160,7 +161,7 @@ def _text(message: Any) -> str:
 
 def _approval_requests(result: Any, agent: Any) -> list[items.Item]:
     """The calls that wait for the caller; the first keeps the state of the run, where no caller sees it."""
-    state = result.to_state().to_json() if result.interruptions else None
+    state = result.to_state().to_json(context_serializer=_nothing) if result.interruptions else None
     requests: list[items.Item] = []
     for number, waiting in enumerate(result.interruptions):
         call = waiting.raw_item
@@ -169,14 +170,19 @@ def _approval_requests(result: Any, agent: Any) -> list[items.Item]:
     return requests
 
 
-async def _interrupted_state(agent: Any, history: list[Json], conversation: Conversation) -> Any:
+def _nothing(_: Any) -> Json:
+    """What is kept of the context that tools get: it is the agent's own, and the same in the next turn."""
+    return {}
+
+
+async def _interrupted_state(agent: Any, history: list[Json], conversation: Conversation, context: Any) -> Any:
     """The run that waits for the decisions of this turn, with them made; None when no run waits."""
     from agents import RunState
 
     kept = noted(history, "run_state") if conversation.decisions else None
     if kept is None:
         return None
-    state = await RunState.from_json(agent, kept)
+    state = await RunState.from_json(agent, kept, context_deserializer=lambda _: context)
     for waiting in state.get_interruptions():
         decision = conversation.decisions.get(waiting.raw_item.call_id)
         if decision is not None and decision.approved:

@@ -11,7 +11,7 @@ from cupola_agent.call import Caller, call_scope
 from cupola_agent.context import InvocationContext
 from cupola_agent.environment import Environment
 from cupola_agent.errors import SOURCE_HEADER
-from cupola_agent.exchange import ClientDisconnectedError, Exchange, Socket
+from cupola_agent.exchange import BodyTooLargeError, ClientDisconnectedError, Exchange, Socket
 from cupola_agent.handlers import Handler, is_async
 from cupola_agent.http import Answer, Call, Header, Request
 from cupola_agent.invocations.documents import document_routes
@@ -65,9 +65,10 @@ class Invocations:
         return self._routes()
 
     def on_socket(self, function: Callable[..., Any]) -> None:
-        if not is_async(function):
-            raise TypeError("a websocket handler must be an async function")
-        self._socket = Handler.of(function, SOCKET_ARGUMENTS)
+        handler = Handler.of(function, SOCKET_ARGUMENTS)
+        if not is_async(function) or handler.streams:
+            raise TypeError("a websocket handler must be an async function that yields nothing")
+        self._socket = handler
 
     def drain(self) -> None:
         """No new invocation begins from now on."""
@@ -77,6 +78,9 @@ class Invocations:
         """Holds one WebSocket."""
         if self._socket is None:
             await socket.reject(403)
+            return
+        if self._draining:
+            await socket.reject(503)
             return
         from cupola_agent.invocations.socket import talk
 
@@ -128,7 +132,10 @@ async def _run(
     exchange = call.exchange
     context = InvocationContext(call.request_id, session_id, call.headers, invocation_id)
     takes_stream = "stream" in handler.names
-    request = _request(call, b"" if takes_stream else await exchange.body())
+    try:
+        request = _request(call, b"" if takes_stream else await exchange.body())
+    except BodyTooLargeError:
+        return _error(413, "request_too_large", "The body of the request is too large.").with_headers(*headers)
     arguments = {"request": request, "context": context, "stream": exchange.chunks() if takes_stream else None}
     try:
         with call_scope(Caller(call.user_id, call.call_id, call.request_id)), _while_the_client_is_there(exchange):

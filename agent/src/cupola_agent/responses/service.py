@@ -79,6 +79,7 @@ class Responses:
 
     async def start(self) -> None:
         """Before the first call: goes on with what another process left."""
+        self.store.open()
         if self._resilience is not None:
             await asyncio.to_thread(self._resilience.journals.sweep)
             self._scanning = asyncio.create_task(self._scan(self._resilience))
@@ -104,7 +105,8 @@ class Responses:
             self._scanning.cancel()
             await asyncio.wait((self._scanning,))
         turns = list(self._running.values())
-        await asyncio.gather(*(turn.wait(CANCEL_SECONDS) for turn in turns))
+        seconds = min(CANCEL_SECONDS, self._environment.grace)
+        await asyncio.gather(*(turn.wait(seconds) for turn in turns))
         for turn in turns:
             turn.cut()
         if self._tasks:

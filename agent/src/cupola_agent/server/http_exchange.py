@@ -204,6 +204,7 @@ class HttpExchange:
             framing = _CHUNKED
         self._answer_closes = closes
         self._head = b"%b%b%b\r\n" % (head.lines, framing, self._connection_line(head, closes))
+        self._connection.loop.call_soon(self._flush)
 
     def write(self, data: bytes) -> None:
         if not data or self.disconnected or self.ended:
@@ -215,7 +216,7 @@ class HttpExchange:
         self._pending_size += len(data)
         if self._pending_size > WRITE_BUFFER:
             self._flush()
-        elif len(pending) == 1:
+        elif len(pending) == 1 and self.sent:
             self._connection.loop.call_soon(self._flush)
 
     async def drained(self) -> None:
@@ -250,7 +251,7 @@ class HttpExchange:
 
     def _flush(self, *, last: bool = False) -> None:
         pending = self._pending
-        if self.disconnected or self.ended or not (pending or last):
+        if self.disconnected or self.ended or not (pending or last or not self.sent):
             return
         data = pending[0] if len(pending) == 1 else b"".join(pending)
         self._pending = []

@@ -1,6 +1,5 @@
 """Where responses are kept: in memory, in a local file, or on the platform."""
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -8,8 +7,6 @@ from cupola_agent.environment import Environment
 
 if TYPE_CHECKING:
     from cupola_agent.stores.base import ResponseStore
-
-logger = logging.getLogger("cupola_agent")
 
 
 def usual_store(environment: Environment, variables: Mapping[str, str]) -> "ResponseStore":
@@ -19,8 +16,6 @@ def usual_store(environment: Environment, variables: Mapping[str, str]) -> "Resp
         from cupola_agent.stores.platform import PlatformResponseStore
 
         return PlatformResponseStore(Platform.from_environment(variables))
-    if environment.hosted:
-        logger.warning("FOUNDRY_PROJECT_ENDPOINT is not set: responses are kept in this sandbox only")
     from cupola_agent.stores.local import LocalResponseStore
     from cupola_agent.stores.sqlite import state_root
 

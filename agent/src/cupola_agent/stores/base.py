@@ -112,6 +112,10 @@ class ResponseStore(Protocol):
     may take long, and raises subclasses of StoreError only.
     """
 
+    def open(self) -> None:
+        """Begins to get ready, in the background, so that the first call finds it so. Never needed."""
+        ...
+
     async def create(
         self, response: Json, input_items: Sequence[Json], history_item_ids: Sequence[str], caller: Caller
     ) -> None:

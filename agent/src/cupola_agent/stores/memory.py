@@ -70,6 +70,9 @@ class MemoryResponseStore:
         self._items: dict[tuple[str, str], dict[str, bytes]] = {}
         self._conversations: dict[str, dict[str, None]] = {}
 
+    def open(self) -> None:
+        """There is nothing to get ready."""
+
     async def create(
         self, response: Json, input_items: Sequence[Json], history_item_ids: Sequence[str], caller: Caller
     ) -> None:

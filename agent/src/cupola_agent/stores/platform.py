@@ -16,6 +16,9 @@ class PlatformResponseStore:
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
 
+    def open(self) -> None:
+        """There is nothing to get ready."""
+
     async def create(
         self, response: Json, input_items: Sequence[Json], history_item_ids: Sequence[str], caller: Caller
     ) -> None:

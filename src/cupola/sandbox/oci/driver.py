@@ -387,6 +387,10 @@ class OciDriver(Driver):
             await asyncio.wait(either, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         async with self._removals.setdefault(name, asyncio.Lock()):
             loop = asyncio.get_running_loop()
+            if sandbox is not None and not sandbox.exited.done():
+                # Before all others, or runsc sees them die and exits as if they had done so by themselves.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(sandbox.pid, signal.SIGKILL)
             await loop.run_in_executor(self._work, self._remove, name)
             if sandbox is not None:
                 await sandbox.exited
