@@ -61,6 +61,33 @@ app.run()
 """
 
 
+LIBRARY_AGENT = """
+from cupola_agent import Agent
+from cupola_agent.state import StateStore
+
+agent = Agent()
+
+
+def texts(item):
+    content = item.get("content") or []
+    return [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+
+
+@agent.responses
+async def reply(input, history):
+    if input == "count":
+        store = StateStore("counter", user_isolation=True)
+        number = 1 + ((await store.get("n")) or {"n": 0})["n"]
+        await store.put("n", {"n": number})
+        return str(number)
+    return " | ".join([*(text for item in history for text in texts(item)), input])
+
+
+if __name__ == "__main__":
+    agent.run()
+"""
+
+
 @pytest.fixture(scope="module")
 def image(images: Path) -> str:
     source = images / "hosted-source"
@@ -105,6 +132,30 @@ def test_the_history_of_an_official_container_is_kept_by_the_platform(http: http
     assert missing.status_code == 404
     in_conversation = [ask(http, text, conversation="conv_1") for text in ("a", "b")]
     assert [said(response) for response in in_conversation] == ["a", "a | a | b"]
+
+
+@pytest.mark.parametrize("kind", ["official, primed", "cupola-agent"])
+def test_other_starts_and_another_library_do_the_same(
+    start_platform: Callable[..., Platform], agent_image: Callable[[str, str], str], image: str, kind: str
+) -> None:
+    platform = start_platform(CUPOLA_HOSTING="true", CUPOLA_POOL_SIZE="1")
+    primed = kind == "official, primed"
+    version = platform.deploy(
+        "official", image if primed else agent_image("library", LIBRARY_AGENT), enable_memory_snapshot=primed
+    )
+    assert version["status"] == "active", version
+    with platform.http() as http:
+        first = ask(http, "one")
+        body = {"input": "two", "model": "any", "previous_response_id": first["id"]}
+        end = time.monotonic() + DEADLINE
+        while True:
+            second = http.post(PATH, json=body)
+            assert said(second.json()) == "one | one | two"
+            if not primed or 'desc="primed"' in second.headers["server-timing"]:
+                break
+            assert time.monotonic() < end, second.headers["server-timing"]
+            time.sleep(0.2)
+        assert [said(ask(http, "count")) for _ in range(2)] == ["1", "2"]
 
 
 def test_the_state_of_an_official_container_is_kept_by_the_platform(http: httpx2.Client) -> None:
