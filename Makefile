@@ -10,7 +10,7 @@ demo: setup  ## deploy the sample echo agent on a fresh platform and talk to it
 	@.venv/bin/python scripts/demo.py
 
 test:  ## every test; ARGS passes options to pytest
-	@scripts/setup docker-registry skopeo runc runsc docker.io
+	@scripts/setup docker-registry skopeo runc runsc docker.io uidmap
 	@.venv/bin/python -m pytest $(ARGS)
 	@if [ -z "$(ARGS)" ]; then $(MAKE) --no-print-directory frameworks; fi
 

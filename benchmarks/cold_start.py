@@ -35,7 +35,7 @@ from cupola.images.store import ImageStore  # noqa: E402
 from cupola.sandbox.base import MIB, SandboxSpec  # noqa: E402
 from cupola.sandbox.oci import linux  # noqa: E402
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies  # noqa: E402
-from cupola.sandbox.oci.driver import enter_private_mount_namespace  # noqa: E402
+from cupola.sandbox.oci.installations import enter_private_mount_namespace  # noqa: E402
 from cupola.sandbox.oci.mounts import mount_overlay  # noqa: E402
 from cupola.sandbox.oci.runtime_config import User, runtime_config  # noqa: E402
 from scripts.build_sample import build  # noqa: E402

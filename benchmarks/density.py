@@ -35,7 +35,7 @@ from benchmarks.cold_start import Bench, enter, first_answer, load_image  # noqa
 from benchmarks.session_tiers import AGENTS, Agent, Tiers, build_agent  # noqa: E402
 from cupola.sandbox.oci import linux  # noqa: E402
 from cupola.sandbox.oci.cgroup import find_hierarchies  # noqa: E402
-from cupola.sandbox.oci.driver import enter_private_mount_namespace  # noqa: E402
+from cupola.sandbox.oci.installations import enter_private_mount_namespace  # noqa: E402
 from tests.system.platform import Platform  # noqa: E402
 
 MIB = 1024.0

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks._docker import Docker, docker  # noqa: E402
 from benchmarks._harness import Goal, Row, options, report  # noqa: E402
 from benchmarks.cold_start import BODY, JSON, Bench, bare, first_answer, load_image  # noqa: E402
-from cupola.sandbox.oci.driver import enter_private_mount_namespace  # noqa: E402
+from cupola.sandbox.oci.installations import enter_private_mount_namespace  # noqa: E402
 from scripts.build_sample import build  # noqa: E402
 from tests.system.platform import Platform  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 import os
 
-from cupola.sandbox.oci.driver import enter_private_mount_namespace
+from cupola.sandbox.oci.installations import enter_private_mount_namespace
 
 if os.geteuid() == 0:
     enter_private_mount_namespace()

@@ -56,16 +56,15 @@ from cupola.images.model import Images
 from cupola.images.store import ImageStore
 from cupola.installation import DataFolder, ServerState
 from cupola.node.privileges import become, find_server_user, give
-from cupola.node.process import Node, Parts, run_apart
+from cupola.node.process import Node, Parts, Sockets, run_apart
+from cupola.node.rootless import RUN, run_rootless
 from cupola.sandbox.base import Driver
 from cupola.sandbox.oci.authorities import public_roots
-from cupola.sandbox.oci.driver import (
-    LOCK_NAME,
-    OciDriver,
-    enter_private_mount_namespace,
-    sweep_dead_installations,
-)
+from cupola.sandbox.oci.driver import OciDriver
+from cupola.sandbox.oci.installations import LOCK_NAME, enter_private_mount_namespace, sweep_dead_installations
+from cupola.sandbox.oci.linux import forbid_new_privileges
 from cupola.sandbox.oci.network.network import NetworkSettings
+from cupola.sandbox.oci.runtime_config import FIRST_ID
 from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.egress import EgressPolicies
 from cupola.sessions.environment import Hosting
@@ -106,7 +105,9 @@ def run(
             "bad_setting", f"hosting: sandboxes of the {choice.driver} driver cannot call the platform; turn it off."
         )
     user = find_server_user(settings.server_user)
-    if choice.driver == "oci":
+    rootless = choice.driver == "oci" and os.geteuid() != 0
+    if choice.driver == "oci" and not rootless:
+        _refuse_layers_of_others(folder.images / "layers")
         _enter_private_mount_namespace()
     _take_precedence()
     with contextlib.ExitStack() as stack:
@@ -118,6 +119,8 @@ def run(
         state = ServerState(os.getpid(), *(one.getsockname()[1] for one in sockets))
         if choice.driver == "docker":
             driver = _docker_driver(settings, tenant)
+        elif rootless:
+            driver = _oci_driver(settings, folder, tenant, state, RUN, rootless=True)
         else:
             run_directory, lock = stack.enter_context(_run_directory(_short(tenant)))
             locks.append(lock)
@@ -127,9 +130,24 @@ def run(
             mirrors=settings.registry_mirrors,
             insecure_registries=settings.insecure_registries,
             docker_socket=settings.docker_socket,
+            first_id=FIRST_ID if rootless else 0,
         )
         parts = Parts(driver, images, {"volumes": LocalVolumes(folder.volumes), "trials": LocalVolumes(folder.trials)})
         server = _Server(settings, folder, tenant, state, sockets, on_ready, uptime)
+
+        def serve(ends: Sockets) -> None:
+            uvloop.run(_run_with_node(server, Node(ends, folder.path)))
+
+        def prepare_rootless() -> None:
+            for lock in locks:
+                lock.close()
+            forbid_new_privileges()
+
+        if rootless:
+            run_rootless(
+                folder.path, folder.staging, folder.sandboxes, _short(tenant), parts, sockets, prepare_rootless, serve
+            )
+            return
         if user is None:
             give(folder.server, os.geteuid(), os.getegid())
             uvloop.run(_run_as_one(server, parts))
@@ -145,13 +163,7 @@ def run(
             _take_precedence()
             become(user, folder.server, [layers])
 
-        run_apart(
-            folder.path,
-            parts,
-            sockets,
-            prepare,
-            lambda ends: uvloop.run(_run_with_node(server, Node(ends, folder.path))),
-        )
+        run_apart(folder.path, parts, sockets, prepare, serve)
 
 
 async def _run_as_one(server: _Server, parts: Parts) -> None:
@@ -179,6 +191,16 @@ def _enter_private_mount_namespace() -> None:
             f"Sandboxes need mounts of their own, and the system refuses them ({error}). Run this as root, with "
             "CAP_SYS_ADMIN and outside of a chroot.",
         ) from error
+
+
+def _refuse_layers_of_others(layers: Path) -> None:
+    """Layers that were unpacked without root have other owners, and hide files by other attributes."""
+    if layers.exists() and layers.stat().st_uid != 0:
+        raise CupolaError(
+            "data_folder",
+            f"The images in {layers.parent} were unpacked by another user, without root. Run this as that user, or choose "
+            "another data folder with --data or CUPOLA_DATA.",
+        )
 
 
 def _allow_open_files() -> None:
@@ -209,7 +231,15 @@ def _take_precedence() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
 
 
-def _oci_driver(settings: Settings, folder: DataFolder, tenant: str, state: ServerState, run_directory: Path) -> Driver:
+def _oci_driver(
+    settings: Settings,
+    folder: DataFolder,
+    tenant: str,
+    state: ServerState,
+    run_directory: Path,
+    *,
+    rootless: bool = False,
+) -> Driver:
     network = NetworkSettings(state.https_port, IPv4Network(settings.sandbox_network), settings.dns_servers)
     return OciDriver(
         _short(tenant),
@@ -219,6 +249,7 @@ def _oci_driver(settings: Settings, folder: DataFolder, tenant: str, state: Serv
         network,
         session_disk=settings.session_disk,
         disk_reserve=settings.disk_reserve,
+        rootless=rootless,
     )
 
 
@@ -339,7 +370,7 @@ class _Server:
         primer = Primer(launcher, database)
         images, volumes = host.images, host.volumes
         pool = WarmPool(launcher, primer, images, volumes, self._folder.logs, settings.pool_size)
-        rest = Rest(settings.freeze_after, settings.hold_limit)
+        rest = Rest(settings.freeze_after if host.driver.can_freeze else 0, settings.hold_limit)
         manager = SessionManager(
             database, images, launcher, primer, pool, volumes, self._folder.logs, rest, uptime=self._uptime
         )

@@ -99,6 +99,11 @@ class DataFolder:
         return self.path / "sandboxes"
 
     @property
+    def staging(self) -> Path:
+        """Where a server without root puts its root together."""
+        return self.path / "root"
+
+    @property
     def server_log(self) -> Path:
         return self.path / "server.log"
 

@@ -14,7 +14,9 @@ import pytest
 
 from cupola.images.debian import build_base
 from scripts.build_sample import build
+from tests.system.as_user import SUBORDINATE
 from tests.system.engine import EngineUnavailable, PrivateEngine, serve_engine
+from tests.system.ordinary import OrdinaryUser, missing
 from tests.system.platform import Platform, traces
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +41,32 @@ def base_root() -> Path:
     """An unpacked root file system with Python and a shell."""
     CACHE.mkdir(exist_ok=True)
     return build_base(CACHE / "images")
+
+
+@pytest.fixture(scope="session")
+def ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> OrdinaryUser:
+    """A user of the tests' own who is not root."""
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)
+    user = OrdinaryUser(tmp_path_factory.mktemp("ordinary"))
+    request = user.request(user.directory(user.workspace / "home"))
+    tried = "from cupola.host.trial import try_user_namespace; print(try_user_namespace())"
+    said = subprocess.run(
+        request.command(sys.executable, "-c", tried), capture_output=True, text=True, check=True, timeout=60
+    )
+    if said.stdout.strip():
+        pytest.skip(f"an ordinary user can have no user namespace here: {said.stdout.strip()}")
+    return user
+
+
+@pytest.fixture(scope="session")
+def ordinary_root(base_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base root as the ordinary user's node has it: it belongs to root inside."""
+    copy = tmp_path_factory.mktemp("ordinary-root") / "base"
+    subprocess.run(["cp", "-a", base_root, copy], check=True)
+    subprocess.run(["chown", "-hR", f"{SUBORDINATE}:{SUBORDINATE}", copy], check=True)
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ class MovingDriver(Driver):
     async def open(self) -> None:
         await self._inner.open()
         self.isolation, self.can_attach = self._inner.isolation, self._inner.can_attach
+        self.can_freeze = self._inner.can_freeze
 
     async def close(self) -> None:
         await self._inner.close()

@@ -16,7 +16,7 @@ from tests.system.platform import Platform
 def test_it_shows_every_check_and_how_to_mend_what_is_missing(tmp_path: Path) -> None:
     done = Platform(tmp_path / "data", {"CUPOLA_DOCKER_SOCKET": str(tmp_path / "none")}).run("doctor")
     assert (done.returncode == 0) == ("`cupola up` takes the oci driver" in done.stdout)
-    for name in ("control groups", "overlayfs", "OCI runtime", "seccomp", "data folder", "user namespaces"):
+    for name in ("control groups", "overlayfs", "OCI runtime", "seccomp", "data folder", "gVisor"):
         assert name in done.stdout
     assert f"{tmp_path}/none: there is no such socket\n" in done.stdout
     assert "-> apt install docker.io" in done.stdout

@@ -23,8 +23,11 @@ from cupola.sandbox.http import AgentClient
 from cupola.sandbox.oci.driver import OciDriver
 from tests.system.engine import PrivateEngine
 from tests.system.node import MovingDriver, node_of
+from tests.system.ordinary import OrdinaryUser
+from tests.system.ordinary_node import GivingDriver, ordinary_node
 
 PROGRAMS = Path(__file__).parent / "contract_programs"
+ORDINARY = ("rootless", "rootless with version 2 beside version 1", "rootless with nothing delegated")
 _numbers = itertools.count(1)
 
 
@@ -106,10 +109,37 @@ def _spec(layers: tuple[Path, ...], arguments: tuple[str, ...], directory: Path 
     )
 
 
-@pytest.fixture(params=["fake", "crun", "runc", "runsc", "node", "docker"])
+class RootlessHarness(Harness):
+    def __init__(self, driver: Driver, base: Path) -> None:
+        self.driver = driver
+        self._base = base
+
+    def spec(self, program: str, directory: Path | None, *, memory: int = 256 * MIB) -> SandboxSpec:
+        arguments = ("/nonexistent",) if program == "missing" else ("python3", "-u", f"/{program}.py")
+        return _spec((self._base, PROGRAMS), arguments, directory, memory)
+
+
+@pytest.fixture(params=["fake", "crun", "runc", "runsc", "node", *ORDINARY, "docker"])
 async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     if request.param == "fake":
         made: Harness = FakeHarness()
+    elif request.param.startswith("rootless"):
+        ordinary: OrdinaryUser = request.getfixturevalue("ordinary_user")
+        base: Path = request.getfixturevalue("ordinary_root")
+        with contextlib.ExitStack() as groups:
+            delegated: tuple[Path, ...] = ()
+            if request.param != "rootless with nothing delegated":
+                hybrid = request.param != "rootless"
+                if hybrid and not ordinary.has_hybrid:
+                    pytest.skip("this host has one version of control groups")
+                delegated = groups.enter_context(ordinary.delegated(hybrid=hybrid))
+            folder = ordinary.directory(tmp_path / "node")
+            what = ordinary.request(folder, (base, PROGRAMS), delegated)
+            async with ordinary_node(folder, what, f"test{os.getpid()}x{next(_numbers)}") as node:
+                made = RootlessHarness(GivingDriver(node.driver, folder), base)
+                async with _opened(made):
+                    yield made
+        return
     elif request.param == "docker":
         engine: PrivateEngine = request.getfixturevalue("engine")
         made = DockerHarness(request.getfixturevalue("base_root"), engine.socket)
@@ -124,11 +154,17 @@ async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         if request.param == "node":
             node = await stack.enter_async_context(node_of(made.driver, tmp_path))
             made.driver = MovingDriver(node.driver, tmp_path)
-        await made.driver.open()
-        yield made
-        for name in await made.driver.names():
-            await made.driver.stop(name, 0)
-        await made.driver.close()
+        async with _opened(made):
+            yield made
+
+
+@contextlib.asynccontextmanager
+async def _opened(harness: Harness) -> AsyncIterator[None]:
+    await harness.driver.open()
+    yield
+    for name in await harness.driver.names():
+        await harness.driver.stop(name, 0)
+    await harness.driver.close()
 
 
 async def test_a_started_sandbox_can_be_reached_and_stopped(harness: Harness, tmp_path: Path) -> None:
@@ -220,6 +256,8 @@ async def test_the_home_directory_outlives_the_sandbox(harness: Harness, tmp_pat
 
 
 async def test_a_frozen_sandbox_stands_still_until_it_is_thawed(harness: Harness, tmp_path: Path) -> None:
+    if not harness.driver.can_freeze:
+        pytest.skip("the driver does not declare it")
     sandbox, printed = await harness.start("tick", tmp_path)
     await _printed(printed, b"tick\n" * 3)
     await harness.driver.freeze(sandbox.name)
@@ -244,7 +282,7 @@ async def test_a_frozen_sandbox_can_be_connected_and_answers_once_it_is_thawed(
     assert await _get(sandbox, b"/ping") == b"pong"
     await harness.driver.freeze(sandbox.name)
     asking = asyncio.create_task(_get(sandbox, b"/ping"))
-    if not isinstance(harness, FakeHarness):
+    if harness.driver.can_freeze and not isinstance(harness, FakeHarness):
         await asyncio.sleep(0.05)
         assert not asking.done()
     harness.driver.thaw(sandbox.name)

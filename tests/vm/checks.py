@@ -16,8 +16,9 @@ from pathlib import Path
 from cupola.sandbox.base import MIB, Driver, Exit, Sandbox, SandboxError, SandboxSpec
 from cupola.sandbox.oci import linux
 from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies
-from cupola.sandbox.oci.driver import OciDriver, OciSandbox
+from cupola.sandbox.oci.driver import OciDriver
 from cupola.sandbox.oci.runtime_config import PIDS_LIMIT
+from cupola.sandbox.oci.sandbox import OciSandbox
 
 PROJECT = Path(__file__).parents[2]
 PROGRAMS = (PROJECT / "tests/system/contract_programs", PROJECT / "tests/vm/programs")

@@ -18,12 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cupola.sandbox.oci.cgroup import find_hierarchies
-from cupola.sandbox.oci.driver import (
-    LOCK_NAME,
-    OciDriver,
-    enter_private_mount_namespace,
-    sweep_dead_installations,
-)
+from cupola.sandbox.oci.driver import OciDriver
+from cupola.sandbox.oci.installations import LOCK_NAME, enter_private_mount_namespace, sweep_dead_installations
 from tests.vm.checks import (
     CHECKS,
     DATA,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from cupola.host.machine import DockerEngine, Machine
+from cupola.host.machine import DockerEngine, Machine, Rootless
+from cupola.host.subordinate import SUBGID, SUBUID, USUAL_COUNT
 
 Verdict = Literal["ok", "missing", "optional"]
 OCI_RUNTIMES = ("crun", "runc")
@@ -26,6 +28,8 @@ class Check:
 
 def oci_checks(machine: Machine, oci_runtime: str = "") -> list[Check]:
     """What the `oci` driver needs. `oci_runtime` is the setting."""
+    if machine.rootless is not None:
+        return _rootless_checks(machine, machine.rootless, oci_runtime)
     return [
         _system(machine),
         _root(machine, "mounts, namespaces and control groups are made by root"),
@@ -35,6 +39,20 @@ def oci_checks(machine: Machine, oci_runtime: str = "") -> list[Check]:
         _control_groups(machine),
         _runtime(machine, (oci_runtime,) if oci_runtime else OCI_RUNTIMES),
         _seccomp(machine),
+    ]
+
+
+def _rootless_checks(machine: Machine, rootless: Rootless, oci_runtime: str) -> list[Check]:
+    return [
+        _system(machine),
+        _rootless_kernel(machine),
+        _user_namespaces(rootless),
+        _mapping_programs(rootless),
+        _subordinate_ids(rootless),
+        _delegation(rootless),
+        _rootless_runtime(machine, oci_runtime),
+        _seccomp(machine),
+        Check("network", "optional", "sandboxes have no way out without root", "run `cupola up` as root"),
     ]
 
 
@@ -52,8 +70,6 @@ def optional_checks(machine: Machine) -> list[Check]:
         _program(
             machine, "nftables", "nft", "apt install nftables; without it sandboxes of the oci driver have no way out"
         ),
-        _user_namespaces(machine),
-        _delegation(machine),
     ]
 
 
@@ -91,6 +107,14 @@ def _kernel(machine: Machine) -> Check:
     return Check("kernel", "ok", machine.kernel)
 
 
+def _rootless_kernel(machine: Machine) -> Check:
+    if machine.kernel_version < ATTACHING_KERNEL:
+        return Check(
+            "kernel", "missing", f"{machine.kernel} is too old", "use Linux 5.12 or newer, or run this as root"
+        )
+    return Check("kernel", "ok", machine.kernel)
+
+
 def _overlayfs(machine: Machine) -> Check:
     if machine.overlayfs:
         return Check("overlayfs", "ok", "the kernel has it")
@@ -121,7 +145,7 @@ def _runtime(machine: Machine, wanted: tuple[str, ...]) -> Check:
         if name in machine.programs:
             return Check("OCI runtime", "ok", f"{name} {machine.programs[name]}")
     named = " or ".join(wanted)
-    fix = "apt install crun" if wanted == OCI_RUNTIMES else "install it, or change the setting oci_runtime"
+    fix = "apt install crun" if "crun" in wanted else "install it, or change the setting oci_runtime"
     return Check("OCI runtime", "missing", f"no {named} on the PATH", fix)
 
 
@@ -148,22 +172,67 @@ def _program(machine: Machine, name: str, program: str, fix: str) -> Check:
     return Check(name, "optional", f"no {program} on the PATH", fix)
 
 
-def _user_namespaces(machine: Machine) -> Check:
+def _user_namespaces(rootless: Rootless) -> Check:
     name = "user namespaces"
-    if not machine.rootless.user_namespaces:
+    if not rootless.problem:
+        return Check(name, "ok", "this user can have them, with overlayfs and /proc in them")
+    if rootless.forbidding:
+        settings = " ".join(f"{setting.partition('=')[0]}={_ALLOWING[setting]}" for setting in rootless.forbidding)
+        finding = f"{rootless.problem}: {', '.join(rootless.forbidding)}"
+        return Check(name, "missing", finding, f"as root: sysctl -w {settings}, or run `cupola up` as root")
+    return Check(
+        name, "missing", rootless.problem,
+        "start it outside of a container and of what else restricts them, or run `cupola up` as root",
+    )  # fmt: skip
+
+
+_ALLOWING = {
+    "user.max_user_namespaces=0": "10000",
+    "kernel.unprivileged_userns_clone=0": "1",
+    "kernel.apparmor_restrict_unprivileged_userns=1": "0",
+}
+
+
+def _mapping_programs(rootless: Rootless) -> Check:
+    if rootless.lacking:
         return Check(
-            name, "optional", "only root may make them", "a mode without root would need them; there is none yet"
+            "mapping of ids", "missing", f"no {' and '.join(rootless.lacking)} on the PATH", "apt install uidmap"
         )
-    if not machine.rootless.sub_ids:
-        fix = "a mode without root would need uidmap and lines in /etc/subuid and /etc/subgid; there is none yet"
-        return Check(name, "optional", "every user may make them, but this one has no ids to give them", fix)
-    return Check(name, "ok", "every user may make them")
+    return Check("mapping of ids", "ok", "newuidmap and newgidmap")
 
 
-def _delegation(machine: Machine) -> Check:
-    name = "delegated control groups"
-    lacking = [controller for controller in ("memory", "pids", "cpu") if controller not in machine.rootless.controllers]
+def _subordinate_ids(rootless: Rootless) -> Check:
+    name, (uids, gids) = "subordinate ids", rootless.ids
+    fix = (
+        f"as root: usermod --add-subuids 100000-{99999 + USUAL_COUNT} --add-subgids 100000-{99999 + USUAL_COUNT} USER, with "
+        "a range that nobody else has"
+    )
+    lacking = [str(file) for file, count in ((SUBUID, uids), (SUBGID, gids)) if count == 0]
     if lacking:
-        fix = "a mode without root would need version 2 and systemd's Delegate=yes; there is none yet"
-        return Check(name, "optional", f"this user's group does not have {', '.join(lacking)}", fix)
-    return Check(name, "ok", "this user's group has memory, pids, cpu")
+        return Check(name, "missing", f"this user has no line in {' and '.join(lacking)}", fix)
+    finding = f"{uids} of users, {gids} of groups"
+    if min(uids, gids) < USUAL_COUNT:
+        return Check(name, "optional", f"{finding}: images that use higher numbers cannot be unpacked", fix)
+    return Check(name, "ok", finding)
+
+
+def _delegation(rootless: Rootless) -> Check:
+    name = "control groups"
+    lacking = [controller for controller in CONTROLLERS if controller not in rootless.controllers]
+    if not lacking:
+        return Check(name, "ok", f"delegated to this user, with {', '.join(CONTROLLERS)}")
+    without = [name for name in lacking if name != "freezer"]
+    effects = [f"no limits of {', '.join(without)}"] if without else []
+    if "freezer" in lacking:
+        effects.append("no freezing of idle sandboxes")
+    return Check(
+        name, "optional", f"{', '.join(lacking)} not delegated to this user: {' and '.join(effects)}",
+        "systemd-run --user --scope -p Delegate=yes cupola up; see docs/howto/rootless.md",
+    )  # fmt: skip
+
+
+def _rootless_runtime(machine: Machine, oci_runtime: str) -> Check:
+    if oci_runtime and Path(oci_runtime).name != "crun":
+        finding = f"the setting oci_runtime is {oci_runtime}; without root it can be crun only"
+        return Check("OCI runtime", "missing", finding, "change the setting oci_runtime, or run `cupola up` as root")
+    return _runtime(machine, (oci_runtime or "crun",))

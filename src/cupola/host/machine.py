@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cupola.host.subordinate import SUBGID, SUBUID, largest_range, user_name
+from cupola.host.trial import try_user_namespace
 from cupola.sandbox.docker.requirements import faults
 from cupola.sandbox.oci.cgroup import Hierarchies, find_hierarchies
+from cupola.sandbox.oci.delegation import find_delegation
 
 ENGINE_DEADLINE = 5.0
 PROGRAM_DEADLINE = 5.0
@@ -35,16 +38,24 @@ class DockerEngine:
 
 @dataclass(frozen=True)
 class Rootless:
-    """What a mode without root would need. `controllers` are those delegated to this user's control group."""
+    """What an ordinary user has for making sandboxes.
 
-    user_namespaces: bool
-    sub_ids: bool
+    `forbidding` are settings of the kernel by which there are no user namespaces, `problem` is what went wrong in one that
+    was tried, `lacking` are the programs that map ids and are not there, `ids` is how many subordinate ids the user has for
+    users and for groups, `controllers` are those of control groups that are delegated.
+    """
+
+    forbidding: tuple[str, ...]
+    problem: str
+    lacking: tuple[str, ...]
+    ids: tuple[int, int]
     controllers: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts about the host and this process. `programs` maps the name of a program on the PATH to its version."""
+    """Facts about the host and this process. `programs` maps the name of a program on the PATH to its version. `rootless` is
+    None for root."""
 
     system: str
     architecture: str
@@ -56,7 +67,7 @@ class Machine:
     hierarchies: Hierarchies
     controllers: frozenset[str]
     programs: dict[str, str]
-    rootless: Rootless
+    rootless: Rootless | None
 
     @property
     def kernel_version(self) -> tuple[int, int]:
@@ -66,7 +77,8 @@ class Machine:
 
 
 def look(oci_runtime: str = "") -> Machine:
-    """Look at the machine. Blocks for some milliseconds. `oci_runtime` is the setting."""
+    """Look at the machine. Blocks for some milliseconds. `oci_runtime` is the setting. Without root, the calling process
+    must have no threads."""
     hierarchies = find_hierarchies(_read(Path("/proc/self/mountinfo")))
     return Machine(
         system=platform.system(),
@@ -79,7 +91,7 @@ def look(oci_runtime: str = "") -> Machine:
         hierarchies=hierarchies,
         controllers=_controllers(hierarchies),
         programs=_versions({oci_runtime, "crun", "runc", "runsc", "nft"} - {""}),
-        rootless=Rootless(_user_namespaces(), _has_sub_ids(), _delegated_controllers(hierarchies)),
+        rootless=None if os.geteuid() == 0 else _rootless(hierarchies),
     )
 
 
@@ -161,31 +173,21 @@ def _versions(names: set[str]) -> dict[str, str]:
     return found
 
 
-def _user_namespaces() -> bool:
-    """Whether a user who is not root may make user namespaces. A file that does not exist forbids nothing."""
+def _rootless(hierarchies: Hierarchies) -> Rootless:
+    # A file that does not exist forbids nothing.
     values = {
-        "user/max_user_namespaces": "0",
-        "kernel/unprivileged_userns_clone": "0",
-        "kernel/apparmor_restrict_unprivileged_userns": "1",
+        "user.max_user_namespaces": "0",
+        "kernel.unprivileged_userns_clone": "0",
+        "kernel.apparmor_restrict_unprivileged_userns": "1",
     }
-    forbidden = [name for name, no in values.items() if _read(Path("/proc/sys") / name).strip() == no]
-    return Path("/proc/self/ns/user").exists() and not forbidden
-
-
-def _has_sub_ids() -> bool:
-    """Whether this user has ranges of user and group ids to give to a user namespace, and the program that maps them."""
-    names = {str(os.geteuid()), os.environ.get("USER", "")} - {""}
-    owners = [
-        {line.partition(":")[0] for line in _read(Path(file)).splitlines()} for file in ("/etc/subuid", "/etc/subgid")
-    ]
-    return shutil.which("newuidmap") is not None and all(names & owner for owner in owners)
-
-
-def _delegated_controllers(hierarchies: Hierarchies) -> frozenset[str]:
-    own = re.search(r"^0::(/.*)$", _read(Path("/proc/self/cgroup")), re.MULTILINE)
-    if hierarchies.unified is None or own is None:
-        return frozenset()
-    group = hierarchies.unified / own[1].lstrip("/")
-    if not os.access(group, os.W_OK):
-        return frozenset()
-    return frozenset(_read(group / "cgroup.controllers").split())
+    found = {name: _read(Path("/proc/sys") / name.replace(".", "/")).strip() for name in values}
+    name, number = user_name(), os.geteuid()
+    ranges = (largest_range(file, name, number) for file in (SUBUID, SUBGID))
+    uids, gids = (0 if ids is None else ids.count for ids in ranges)
+    return Rootless(
+        forbidding=tuple(f"{name}={value}" for name, value in values.items() if found[name] == value),
+        problem=try_user_namespace(),
+        lacking=tuple(program for program in ("newuidmap", "newgidmap") if shutil.which(program) is None),
+        ids=(uids, gids),
+        controllers=find_delegation(hierarchies).controllers,
+    )

@@ -17,6 +17,7 @@ import shutil
 import stat
 import tarfile
 from decimal import Decimal
+from pathlib import Path
 from typing import cast
 
 from cupola.images.decompress import LayerError
@@ -27,16 +28,25 @@ _WHITEOUT = ".wh."
 _OPAQUE_WHITEOUT = ".wh..wh..opq"
 _METADATA_WHITEOUT = ".wh..wh."
 OPAQUE = "trusted.overlay.opaque"
+UNPRIVILEGED_OPAQUE = "user.overlay.opaque"
+"""What overlayfs heeds instead when it is mounted inside a user namespace, where nobody may set the other."""
 _CAPABILITY = "security.capability"
 _MAX_PATH_BYTES = 4095
 _EXACT_TIME = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,30})?", re.ASCII)
 
 
+def is_opaque(directory: Path | int) -> bool:
+    """Whether a directory of a layer hides what lower layers have at its place."""
+    attributes = os.listxattr(directory)
+    return any(name in attributes and os.getxattr(directory, name) == b"y" for name in (OPAQUE, UNPRIVILEGED_OPAQUE))
+
+
 class Extractor:
     """One layer, extracted into the root directory."""
 
-    def __init__(self, stream: TarStream, max_entries: int) -> None:
+    def __init__(self, stream: TarStream, max_entries: int, first_id: int = 0) -> None:
         self._stream = stream
+        self._first_id = first_id
         self._max_entries = max_entries
         self._directories = {""}
         self._directory_times: dict[str, int] = {}
@@ -81,16 +91,19 @@ class Extractor:
             self._ensure_directory(parent)
             self._remove(path)
             os.symlink(entry.linkname, path)
-            os.lchown(path, entry.uid, entry.gid)
+            os.lchown(path, *self._owner(entry))
             os.utime(path, ns=(modified(entry),) * 2, follow_symlinks=False)
         elif entry.islnk():
             self._ensure_directory(parent)
             self._link(path, relative(entry.linkname))
 
+    def _owner(self, entry: tarfile.TarInfo) -> tuple[int, int]:
+        return self._first_id + entry.uid, self._first_id + entry.gid
+
     def _make_directory(self, path: str, entry: tarfile.TarInfo) -> None:
         self._ensure_directory(path, replace=True)
         where = path or "."
-        os.chown(where, entry.uid, entry.gid)
+        os.chown(where, *self._owner(entry))
         os.chmod(where, stat.S_IMODE(entry.mode))
         self._directory_times[where] = modified(entry)
 
@@ -107,7 +120,7 @@ class Extractor:
                     write_all(file, piece)
             else:
                 self._write_sparse(file, entry)
-            os.fchown(file, entry.uid, entry.gid)
+            os.fchown(file, *self._owner(entry))
             os.fchmod(file, stat.S_IMODE(entry.mode))  # after the owner: changing that clears set-user-id
             self._set_capability(file, entry)
             os.utime(file, ns=(modified(entry),) * 2)
@@ -155,7 +168,10 @@ class Extractor:
             self._make_opaque(path)
 
     def _make_opaque(self, path: str) -> None:
-        os.setxattr(path or ".", OPAQUE, b"y", follow_symlinks=False)
+        try:
+            os.setxattr(path or ".", OPAQUE, b"y", follow_symlinks=False)
+        except PermissionError:
+            os.setxattr(path or ".", UNPRIVILEGED_OPAQUE, b"y", follow_symlinks=False)
 
     def _ensure_directory(self, path: str, *, replace: bool = False) -> None:
         """Make `path` a directory, with its parents. `replace` says that anything else there gives way."""

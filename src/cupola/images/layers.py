@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from cupola.domain.errors import CupolaError
-from cupola.images.extract import OPAQUE
+from cupola.images.extract import is_opaque
 from cupola.images.failures import disk_full, invalid_image, pull_failed, writing_below
 from cupola.images.sources import Blob, digest_mismatch
 from cupola.images.unpack import Answer, Request
@@ -33,11 +33,12 @@ _SIZE = ".size"
 
 
 class LayerStore:
-    """The layers below `directory`, which belongs to this process alone."""
+    """The layers below `directory`, which belongs to this process alone. Their user n is `first_id` + n of this machine."""
 
-    def __init__(self, directory: Path, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(self, directory: Path, max_entries: int = MAX_ENTRIES, first_id: int = 0) -> None:
         self._directory = directory
         self._max_entries = max_entries
+        self._first_id = first_id
         self._in_progress: set[str] = set()
 
     def path(self, diff_id: str) -> Path:
@@ -52,8 +53,7 @@ class LayerStore:
 
     def hides_lower_layers(self, diff_id: str) -> bool:
         """Whether the layer starts the filesystem anew, which overlayfs does not heed at the root."""
-        path = self.path(diff_id)
-        return OPAQUE in os.listxattr(path) and os.getxattr(path, OPAQUE) == b"y"
+        return is_opaque(self.path(diff_id))
 
     async def unpack(self, diff_id: str, blob: Blob, max_bytes: int) -> None:
         """Unpack `blob`, of at most `max_bytes` uncompressed, in a process of its own.
@@ -69,6 +69,7 @@ class LayerStore:
         try:
             with writing_below(self._directory):
                 directory.mkdir(parents=True)
+                os.chown(directory, self._first_id, self._first_id)
                 request = Request(
                     str(directory.absolute()),
                     blob.file.fileno(),
@@ -78,6 +79,7 @@ class LayerStore:
                     diff_id,
                     max_bytes,
                     self._max_entries,
+                    self._first_id,
                 )
                 answer = await _run(request)
                 self._check(answer, diff_id, blob)

@@ -60,10 +60,11 @@ class ImageStore(Images):
         insecure_registries: Collection[str] = (),
         docker_socket: Path = Path("/var/run/docker.sock"),
         max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
+        first_id: int = 0,
     ) -> None:
         self._images = directory / "images"
         self._workspaces = directory / "tmp"
-        self._layers = LayerStore(directory / "layers")
+        self._layers = LayerStore(directory / "layers", first_id=first_id)
         self._mirrors = mirrors
         self._insecure_registries = insecure_registries
         self._docker_socket = docker_socket

@@ -26,6 +26,7 @@ from cupola.images.tarstream import TarStream
 _MEMORY_BYTES = 1024**3
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_KEEPCAPS = 8
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 # chown, dac_override, fowner, fsetid; sys_admin for trusted.overlay.opaque; mknod; setfcap
@@ -36,10 +37,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Request:
-    """Unpack `size` bytes at `offset` of the inherited `descriptor` into the empty `directory`.
+    """Unpack `size` bytes at `offset` of the inherited `descriptor` into the empty `directory`, which belongs to `first_id`.
 
-    `digest` is that of the bytes as they are, if it has not been verified yet; `diff_id` that of the
-    uncompressed tar.
+    `digest` is that of the bytes as they are, if it has not been verified yet; `diff_id` that of the uncompressed tar. Its
+    user or group n becomes `first_id` + n of this machine.
     """
 
     directory: str
@@ -50,6 +51,7 @@ class Request:
     diff_id: str
     max_bytes: int
     max_entries: int
+    first_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def main() -> None:
 def answer_to(request: Request) -> Answer:
     """Do what is asked, and say how it ended. Never raises Exception."""
     try:
-        confine(request.directory)
+        confine(request.directory, request.first_id)
         if request.digest and blob_digest(request) != request.digest:
             return Answer("other-bytes", request.digest)
         return unpack(request)
@@ -90,7 +92,7 @@ def answer_to(request: Request) -> Answer:
 def unpack(request: Request) -> Answer:
     pieces = decompressed(request.descriptor, request.offset, request.size)
     stream = TarStream(pieces, request.max_bytes)
-    entries = Extractor(stream, request.max_entries).run()
+    entries = Extractor(stream, request.max_entries, request.first_id).run()
     stream.drain()
     if stream.digest != request.diff_id:
         raise LayerError(
@@ -100,15 +102,21 @@ def unpack(request: Request) -> Answer:
     return Answer("unpacked", size=stream.size, entries=entries)
 
 
-def confine(directory: str) -> None:
-    """Make `directory` the root of this process, and give up what unpacking does not need."""
-    check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+def confine(directory: str, user: int) -> None:
+    """Make `directory` the root of this process, and give up what unpacking does not need.
+
+    What it makes belongs to `user`, unless it is given to somebody else.
+    """
     os.chdir(directory)
     os.chroot(".")
     os.chdir("/")
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))  # a change of user undoes it
     check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = _KEPT_CAPABILITIES & 0xFFFFFFFF, _KEPT_CAPABILITIES >> 32

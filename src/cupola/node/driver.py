@@ -111,6 +111,7 @@ class NodeDriver(Driver):
         opened: wire.Opened = await self._client.ask(wire.Open(), wire.Opened)
         self.isolation = opened.isolation
         self.can_attach = opened.can_attach
+        self.can_freeze = opened.can_freeze
         self.no_egress = opened.no_egress
 
     async def close(self) -> None:

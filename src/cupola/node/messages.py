@@ -35,6 +35,7 @@ class Open(Message, frozen=True):
 class Opened(Message, frozen=True):
     isolation: Isolation
     can_attach: bool
+    can_freeze: bool
     no_egress: str | None
 
 

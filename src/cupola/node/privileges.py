@@ -62,7 +62,7 @@ def become(user: ServerUser, writable: Path, readable: Sequence[Path]) -> None:
     try:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
-        _reveal(writable, (*_program_directories(), *readable))
+        reveal(writable, readable)
         os.chdir("/")
         os.setgroups([])
         os.setresgid(user.gid, user.gid, user.gid)
@@ -89,10 +89,11 @@ def _program_directories() -> list[Path]:
     return [path for path in map(Path, named) if path.is_absolute() and path.exists()]
 
 
-def _reveal(writable: Path, readable: Sequence[Path]) -> None:
-    """Where a directory on the way lets nobody pass, show an empty one that has only what is to be reached."""
+def reveal(writable: Path, readable: Sequence[Path]) -> None:
+    """Where a directory on the way lets nobody pass, show an empty one that has only what is to be reached: these paths, and
+    where this program is loaded from. For a process that has mounts of its own."""
     hidden: dict[Path, list[Path]] = {}
-    for path in sorted({writable, *readable}):
+    for path in sorted({writable, *readable, *_program_directories()}):
         closed = _closed_ancestor(path)
         if closed is not None and not any(path.is_relative_to(other) for other in hidden.get(closed, ())):
             hidden.setdefault(closed, []).append(path)

@@ -122,7 +122,7 @@ def run_apart(
     child = os.fork()
     if child == 0:
         node_end.close()
-        os._exit(_be_the_server(node, prepare, lambda: serve(server_end)))
+        os._exit(be_the_server(node, prepare, lambda: serve(server_end)))
     server_end.close()
     for opened in listening:
         opened.close()
@@ -131,7 +131,7 @@ def run_apart(
         sys.exit(status if status > 0 else 128 - status)
 
 
-def _be_the_server(node: int, prepare: Callable[[], None], serve: Callable[[], None]) -> int:
+def be_the_server(node: int, prepare: Callable[[], None], serve: Callable[[], None]) -> int:
     """The status to exit with. The stack above belongs to the node: nothing may be unwound."""
     try:
         # A terminal's Ctrl-C is for the node, which passes it on once.

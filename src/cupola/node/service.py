@@ -109,7 +109,7 @@ class NodeService:
         driver = self._driver
         match request:
             case wire.Open():
-                return wire.Opened(driver.isolation, driver.can_attach, driver.no_egress), []
+                return wire.Opened(driver.isolation, driver.can_attach, driver.can_freeze, driver.no_egress), []
             case wire.Start(spec=spec):
                 held = HeldPipes(self._output(spec.name))
                 try:

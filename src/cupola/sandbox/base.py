@@ -179,6 +179,8 @@ class Driver(ABC):
     isolation: Isolation
     can_attach: bool
     """Whether `attach` and `SandboxSpec.channel` are possible."""
+    can_freeze: bool = True
+    """Whether `freeze` does anything, once it is open."""
     no_egress: str | None = None
     """Why its sandboxes can have no way out, once it is open; None when they can."""
 

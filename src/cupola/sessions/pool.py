@@ -318,7 +318,8 @@ class WarmPool:
         log.status(agent.describe())
         pooled = StartedSandbox(version, session, log, agent)
         try:
-            await self._launcher.driver.freeze(agent.sandbox.name)
+            if self._launcher.driver.can_freeze:
+                await self._launcher.driver.freeze(agent.sandbox.name)
         except BaseException:
             await self._remove(pooled)
             raise

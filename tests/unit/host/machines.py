@@ -24,10 +24,12 @@ SERVER = Machine(
     hierarchies=UNIFIED,
     controllers=frozenset({"memory", "pids", "cpu", "freezer", "io"}),
     programs={"crun": "1.21", "nft": "1.1.1"},
-    rootless=Rootless(user_namespaces=True, sub_ids=True, controllers=frozenset({"memory", "pids", "cpu"})),
+    rootless=None,
 )
 """A machine that has everything."""
 
-LAPTOP = replace(SERVER, root=False, may_mount=False)
+CAPABLE = Rootless((), "", (), (65536, 65536), frozenset({"memory", "pids", "cpu", "freezer"}))
+LAPTOP = replace(SERVER, root=False, may_mount=False, rootless=CAPABLE)
+"""The same, looked at by an ordinary user to whom everything is given."""
 ENGINE = DockerEngine(SOCKET, "27.1.0")
 NO_ENGINE = DockerEngine(SOCKET, problem="there is no such socket")

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +48,12 @@ def find_hierarchies(mountinfo: str | None = None) -> Hierarchies:
     controllers: dict[str, Path] = {}
     version_2: list[Path] = []
     topmost: dict[Path, str] = {}
-    for line in text.splitlines():
-        before, _, after = line.partition(" - ")
-        mount_point, kind = Path(before.split()[4]), after.split()[0]
+    lines = [line.partition(" - ") for line in text.splitlines()]
+    mount_points = [Path(before.split()[4]) for before, _, _ in lines]
+    for number, (_, _, after) in enumerate(lines):
+        mount_point, kind = mount_points[number], after.split()[0]
+        if any(mount_point != later and mount_point.is_relative_to(later) for later in mount_points[number + 1 :]):
+            continue  # something was mounted over a directory above it
         topmost[mount_point] = kind
         if kind == "cgroup2":
             version_2.append(mount_point)
@@ -84,6 +88,19 @@ class ControlGroups:
         self._unified = hierarchies.unified is not None
         self._freeze_words = ("cgroup.freeze", "1", "0") if self._unified else ("freezer.state", "FROZEN", "THAWED")
 
+    @property
+    def exist(self) -> bool:
+        """Whether sandboxes have groups at all."""
+        return bool(self._roots)
+
+    @property
+    def are_version_1(self) -> bool:
+        return bool(self._roots) and not self._unified
+
+    @property
+    def can_freeze(self) -> bool:
+        return self._freezer is not None
+
     def path(self, name: str) -> str:
         """The group of a sandbox as an OCI runtime wants it: `linux.cgroupsPath`."""
         return f"/{self.parent}/{name}"
@@ -101,6 +118,25 @@ class ControlGroups:
         if self._freezer is None:
             return []
         return [int(pid) for pid in _read(self._freezer / self.parent / name / "cgroup.procs").split()]
+
+    def enter(self, name: str, limits: Mapping[str, int]) -> None:
+        """Version 1: make the groups of a sandbox and put the calling thread into them, and with it what it starts.
+
+        `limits` maps files of the controllers to what to write; files of controllers that there are not are left out. Raises
+        OSError.
+        """
+        for root in self._roots:
+            group = root / self.parent / name
+            group.mkdir(parents=True, exist_ok=True)
+            for file, value in limits.items():
+                if (group / file).exists():
+                    (group / file).write_text(str(value))
+            (group / "tasks").write_text("0")
+
+    def leave(self) -> None:
+        """Undo `enter`. Raises OSError."""
+        for root in self._roots:
+            (root / "tasks").write_text("0")
 
     def out_of_memory_kills(self, name: str) -> int:
         """How many processes of the sandbox the kernel has killed because the memory limit was reached."""

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
 import shutil
 import signal
-import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -31,120 +29,45 @@ from cupola.sandbox.base import (
     SandboxError,
     SandboxSpec,
     Stream,
-    ThawFile,
     unbroken,
 )
 from cupola.sandbox.oci import linux, process
 from cupola.sandbox.oci.authorities import Authorities
-from cupola.sandbox.oci.cgroup import ControlGroups, find_hierarchies, needs_hybrid_hidden
+from cupola.sandbox.oci.cgroup import ControlGroups, Hierarchies, find_hierarchies
+from cupola.sandbox.oci.delegation import enforceable
 from cupola.sandbox.oci.disk import Disk
-from cupola.sandbox.oci.mounts import attach_directories, make_directories, mount_overlay
-from cupola.sandbox.oci.network import forwarding
+from cupola.sandbox.oci.installations import STATE
+from cupola.sandbox.oci.mounts import (
+    attach_directories,
+    bring_within_reach,
+    make_directories,
+    mount_overlay,
+    put_out_of_reach,
+)
 from cupola.sandbox.oci.network.network import Network, NetworkSettings, SandboxNetwork
 from cupola.sandbox.oci.pipes import HeldPipes, OutputBudget, OutputPipe, open_pipe, open_standard_input
-from cupola.sandbox.oci.runtime_config import FILES, HOME, User, resolve_user, runtime_config
+from cupola.sandbox.oci.runtime_config import (
+    CONTROLLERS,
+    FILES,
+    FIRST_ID,
+    HOME,
+    LIMITS,
+    User,
+    resolve_user,
+    runtime_config,
+    version_1_limits,
+)
+from cupola.sandbox.oci.sandbox import OciSandbox
 from cupola.sandbox.oci.trees import remove_tree
 
 logger = logging.getLogger(__name__)
 
-LOCK_NAME = "lock"
-STATE = "state"
-HIDING_SIZE = "size=64m"
-"""Of what hides a mount of control groups: a runtime writes a page there for each sandbox. Memory is taken as it is used."""
+CRUN = "crun"
 RUNSC = "runsc"
 RUNTIME_CACHE = ".cache"
 LONGEST_REPORT = 64 * 1024
 START_DEADLINE = 30.0
 """Seconds an OCI runtime may take to create a container before it is given up."""
-
-
-def enter_private_mount_namespace() -> None:
-    """Give this process mounts of its own. Call it before the process has threads.
-
-    Mounts that the platform makes are then invisible outside and vanish with it. On a host with both versions of
-    control groups, the version 2 mount is hidden from crun, which refuses to work when it holds controllers.
-    """
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
-    hierarchies = find_hierarchies()
-    if hierarchies.hybrid is not None and needs_hybrid_hidden(hierarchies):
-        linux.mount("none", str(hierarchies.hybrid), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, HIDING_SIZE)
-
-
-def sweep_dead_installations(run_root: Path) -> None:
-    """Remove the sandboxes of installations whose server is dead: nobody holds the lock in their run directory.
-
-    Blocks. `run_root` holds one run directory for each installation of this machine.
-    """
-    if not run_root.exists():
-        return
-    hierarchies = find_hierarchies()
-    for entry in sorted(run_root.iterdir()):
-        lock = entry / LOCK_NAME
-        if not lock.exists():
-            continue
-        with lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            # Runtimes in the middle of work end first: what they are about to make would come after the removal.
-            process.kill_by_argument(str(entry / STATE))
-            groups = ControlGroups(f"cupola-{entry.name}", hierarchies)
-            for name in groups.names():
-                groups.remove(name)
-            groups.remove_parent()
-            forwarding.switch_off(entry)
-            shutil.rmtree(entry)
-
-
-class OciSandbox(Sandbox):
-    """A running container: its first process is a child of ours, so the process id cannot be reused under us."""
-
-    def __init__(
-        self,
-        name: str,
-        pid: int,
-        network: int,
-        platform_ports: frozenset[int],
-        port: int,
-        user: User,
-        sockets: ThreadPoolExecutor,
-        groups: ControlGroups,
-    ) -> None:
-        super().__init__(name)
-        self.pid = pid
-        self.user = user
-        self._network: int | None = network
-        self._platform_ports = platform_ports
-        self._port = port
-        self._sockets = sockets
-        self._groups = groups
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return ("127.0.0.1", self._port)
-
-    def open_socket(self) -> socket.socket:
-        return self._sockets.submit(self._open_socket).result()
-
-    def _open_socket(self) -> socket.socket:
-        if self._network is None:
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "the sandbox has ended")
-        # Only this thread changes its namespace, and it enters the right one each time, so nothing has to be restored.
-        linux.setns(self._network, linux.CLONE_NEWNET)
-        opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return opened
-
-    def open_thaw_file(self) -> ThawFile | None:
-        return self._groups.open_thaw_file(self.name)
-
-    def listening_ports(self) -> tuple[int, ...]:
-        return tuple(port for port in process.listening_ports(self.pid) if port not in self._platform_ports)
-
-    def close(self) -> None:
-        self._network = None
 
 
 class OciDriver(Driver):
@@ -153,7 +76,8 @@ class OciDriver(Driver):
     `installation` names this platform's data (letters and digits); `run` is a directory on a file system that is
     empty after a boot; `data` is on a disk with room for writable layers; `runtime` is the program, else the first
     of crun and runc on the PATH. `network` says what sandboxes find around them; `session_disk` and `disk_reserve` are in
-    bytes: what a sandbox may keep on the disk, and what all of them leave free; 0 is no limit.
+    bytes: what a sandbox may keep on the disk, and what all of them leave free; 0 is no limit. With `rootless`
+    this process is root only in a user namespace, and sees the control groups alone that are delegated to it.
     """
 
     isolation = Isolation(filesystem=True, processes=True, network=True, resource_limits=True)
@@ -167,17 +91,25 @@ class OciDriver(Driver):
         network: NetworkSettings | None = None,
         session_disk: int = 0,
         disk_reserve: int = 0,
+        rootless: bool = False,
     ) -> None:
+        self._rootless = rootless
         self._run = run
         self._bundles = run / "bundles"
         self._state = run / STATE
         self._authorities = Authorities(run)
+        self._reach = run / "reach"
         self._data = data
         self._installation = installation
         self._requested_runtime = runtime
         # The kernel of a runsc sandbox is a process, which has seen its mounts once and for all.
         self.can_attach = Path(runtime or "").name != RUNSC
-        self.network = Network(installation, run, network or NetworkSettings())
+        settings = network or NetworkSettings()
+        self.network = Network(installation, run, replace(settings, isolated=True) if rootless else settings)
+        self._controllers = CONTROLLERS
+        self._starts_in_groups = False
+        self._first_id = 0
+        self._ids: int | None = None
         self._sandboxes: dict[str, OciSandbox] = {}
         self._outputs: dict[str, tuple[OutputPipe, ...]] = {}
         self._budget = OutputBudget()
@@ -195,18 +127,26 @@ class OciDriver(Driver):
     async def open(self) -> None:
         if os.geteuid() != 0:
             raise SandboxError("the oci driver makes mounts, namespaces and control groups: run `cupola up` as root")
-        found = self._requested_runtime or shutil.which("crun") or shutil.which("runc")
+        found = self._requested_runtime or shutil.which("crun") or (None if self._rootless else shutil.which("runc"))
         program = shutil.which(found) if found else None
         if program is None:
             wanted = self._requested_runtime or "crun or runc"
             raise SandboxError(f"no OCI runtime: {wanted} is not on the PATH (on Debian and Ubuntu: apt install crun)")
+        if self._rootless and Path(program).name != CRUN:
+            raise SandboxError(f"without root the OCI runtime can only be crun, not {program}")
         self._program = program
         hierarchies = find_hierarchies()
-        if not hierarchies.roots:
+        if not hierarchies.roots and not self._rootless:
             raise SandboxError("no control groups are mounted at /sys/fs/cgroup: limits could not be enforced")
         self._groups = ControlGroups(f"cupola-{self._installation}", hierarchies)
+        if self._rootless:
+            self._use_delegated(hierarchies)
         for directory in (self._bundles, self._state, self._data):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._rootless:
+            # Runtimes look for what they mount with the rights of the sandbox's root, who is not this process's.
+            self._bundles.chmod(0o711)
+            self._reach.mkdir(exist_ok=True, mode=0o711)
         self._disk = Disk(self._data, self._session_disk, self._disk_reserve, self._groups, self._end)
         self._disk.open()
         linux.become_subreaper()
@@ -215,6 +155,23 @@ class OciDriver(Driver):
         self.no_egress = self.network.no_egress
         if self.no_egress is None and self.network.warning is not None:
             logger.warning("%s", self.network.warning)
+
+    def _use_delegated(self, hierarchies: Hierarchies) -> None:
+        """Without root there are the limits, and the rest, that delegated control groups allow."""
+        # With version 1, only root may put a process of another user into a group, as the first one of a sandbox is when a
+        # runtime does it. So the runtime is started in it already, and leaves it alone.
+        self._starts_in_groups = self._groups.are_version_1
+        self._first_id, self._ids = FIRST_ID, linux.mapped_ids() - FIRST_ID
+        self._controllers = enforceable(hierarchies)
+        self.can_freeze = self._groups.can_freeze
+        lacking = LIMITS - self._controllers
+        if lacking:
+            self.isolation = replace(self.isolation, resource_limits=False)
+            logger.warning(
+                "sandboxes are not limited in %s: no control groups for it are delegated to this user; `cupola doctor` "
+                "says more",
+                ", ".join(sorted(lacking)),
+            )
 
     async def close(self) -> None:
         await self._disk.close()
@@ -246,10 +203,10 @@ class OciDriver(Driver):
                 self._program, "--root", str(self._state), "--log", f"/proc/{os.getpid()}/fd/{report}",
                 *self._runtime_options(), "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), spec.name,
             ]  # fmt: skip
-            code = await self._execute(arguments, standard_input, *write_ends)
+            code = await self._execute(spec, arguments, (standard_input, *write_ends))
             if code == -signal.SIGINT:
                 # A terminal's Ctrl-C has met it before it had a session of its own, and before it had done anything.
-                code = await self._execute(arguments, standard_input, *write_ends)
+                code = await self._execute(spec, arguments, (standard_input, *write_ends))
             if code == 0:
                 pid = int(pid_file.read_text())
                 self._children.add(pid)
@@ -269,7 +226,7 @@ class OciDriver(Driver):
         sandbox.channel = channel
         self._sandboxes[spec.name] = sandbox
         process.watch_exit(pid).add_done_callback(lambda ended: self._on_exit(sandbox, ended.result()))
-        await loop.run_in_executor(self._work, linux.unmount, str(root))
+        await loop.run_in_executor(self._work, self._detach_mounts, spec.name)
         return sandbox
 
     def _open_outputs(self, name: str, output: Output) -> list[int]:
@@ -284,10 +241,13 @@ class OciDriver(Driver):
             )
         return [write_end for _, write_end in pipes.values()]
 
-    async def _execute(self, arguments: list[str], stdin: int, stdout: int, stderr: int) -> int:
-        """Run a program to its end; returns its exit code."""
-        pid = process.spawn(arguments, stdin=stdin, stdout=stdout, stderr=stderr)
-        self._children.add(pid)
+    async def _execute(self, spec: SandboxSpec, arguments: list[str], descriptors: tuple[int, ...]) -> int:
+        """Run the runtime to its end; returns its exit code."""
+        if self._starts_in_groups:
+            loop = asyncio.get_running_loop()
+            pid = await loop.run_in_executor(self._work, self._spawn_in_groups, spec, arguments, descriptors)
+        else:
+            pid = self._spawn(arguments, descriptors)
         ended = process.watch_exit(pid)
         await asyncio.wait([ended], timeout=START_DEADLINE)
         if not ended.done():
@@ -296,10 +256,25 @@ class OciDriver(Driver):
         self._children.discard(pid)
         return code
 
+    def _spawn_in_groups(self, spec: SandboxSpec, arguments: list[str], descriptors: tuple[int, ...]) -> int:
+        try:
+            self._groups.enter(spec.name, version_1_limits(spec))
+            return self._spawn(arguments, descriptors)
+        except OSError as error:
+            raise SandboxError(f"its control groups could not be made: {error}") from error
+        finally:
+            self._groups.leave()
+
+    def _spawn(self, arguments: list[str], descriptors: tuple[int, ...]) -> int:
+        stdin, stdout, stderr = descriptors
+        pid = process.spawn(arguments, stdin=stdin, stdout=stdout, stderr=stderr)
+        self._children.add(pid)
+        return pid
+
     def _runtime_options(self) -> list[str]:
         name = Path(self._program).name
-        if name == "crun":
-            return ["--cgroup-manager", "cgroupfs"]
+        if name == CRUN:
+            return ["--cgroup-manager", "disabled" if self._starts_in_groups or not self._groups.exist else "cgroupfs"]
         # The network namespace in which it runs is the sandbox's own, where the platform listens and connects.
         return ["--network=host"] if name == RUNSC else []
 
@@ -307,10 +282,12 @@ class OciDriver(Driver):
         writable = self._data / spec.name
         root.mkdir(parents=True)
         (writable / "upper").mkdir(parents=True)
+        os.chown(writable / "upper", self._first_id, self._first_id)
         (writable / "work").mkdir()
         user = resolve_user(spec.user, spec.layers)
+        owner = user.outside(self._first_id)
         home, files = spec.home or writable / "home", spec.files or writable / "files"
-        make_directories(user, home, files)
+        make_directories(owner, home, files)
         durable = [path for path in (spec.home, spec.files) if path is not None]
         self._disk.claim(spec.name, durable, writable)
         hosts = bundle / "hosts"
@@ -322,9 +299,30 @@ class OciDriver(Driver):
         authorities = self._authorities.file(spec.authority) if spec.authority else None
         mount_overlay(spec.layers, writable / "upper", writable / "work", root)
         group = self._groups.path(spec.name)
-        config = runtime_config(spec, root, hosts, resolver, authorities, home, files, group, network.path, user)
+        if self._rootless:
+            home, files = bring_within_reach(self._reach, spec.name, home, files)
+        config = runtime_config(
+            spec,
+            root,
+            hosts,
+            resolver,
+            authorities,
+            home,
+            files,
+            group,
+            network.path,
+            user,
+            self._controllers,
+            self._ids,
+        )
         (bundle / "config.json").write_text(json.dumps(config))
-        return user
+        return owner
+
+    def _detach_mounts(self, name: str) -> None:
+        """Detach what was mounted for the runtime; the sandbox has its copies."""
+        with contextlib.suppress(OSError):
+            linux.unmount(str(self._bundles / name / "root"))
+        put_out_of_reach(self._reach, name)
 
     def _on_exit(self, sandbox: OciSandbox, code: int) -> None:
         self._children.discard(sandbox.pid)
@@ -412,8 +410,7 @@ class OciDriver(Driver):
 
     def _remove(self, name: str) -> None:
         self._groups.remove(name)
-        with contextlib.suppress(OSError):
-            linux.unmount(str(self._bundles / name / "root"))
+        self._detach_mounts(name)
         for directory in (self._state / name, self._bundles / name, self._data / name):
             if directory.exists():
                 remove_tree(directory)

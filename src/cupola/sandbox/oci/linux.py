@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+from pathlib import Path
 
 CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_NOSUID = 2
 MS_NODEV = 4
+MS_NOEXEC = 8
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_SLAVE = 1 << 19
@@ -25,11 +31,12 @@ MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 AT_EMPTY_PATH = 0x1000
 
+_SYS_PIVOT_ROOT = {"x86_64": 155}.get(platform.machine(), 41)
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_MOUNT_SETATTR = 442
 _SYS_QUOTACTL_FD = 443
-"""These numbers are the same on every architecture."""
+"""The latter numbers are the same on every architecture."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,6 +50,24 @@ def _check(result: int, what: str) -> None:
 def unshare(flags: int) -> None:
     """Move the calling thread into new namespaces."""
     _check(_libc.unshare(flags), "unshare")
+
+
+def in_user_namespace() -> bool:
+    """Whether this process is in a user namespace of somebody's own, where root's rights are not those over the host."""
+    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(2**32 - 1)]
+
+
+def mapped_ids() -> int:
+    """How many users and groups from 0 on the user namespace of this process has without a gap."""
+    return min(_mapped(Path(f"/proc/self/{kind}_map").read_text()) for kind in ("uid", "gid"))
+
+
+def _mapped(table: str) -> int:
+    end = 0
+    for first, _, count in sorted(tuple(map(int, line.split())) for line in table.splitlines()):
+        if first == end:
+            end += count
+    return end
 
 
 def setns(descriptor: int, kind: int) -> None:
@@ -61,6 +86,15 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 def unmount(target: str) -> None:
     """Detach a mount at once; it disappears when its last user does. Raises OSError."""
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"unmount {target}")
+
+
+def change_root(directory: str) -> None:
+    """Make a mount the root of this mount namespace and of this process, and leave the old one. Raises OSError."""
+    os.chdir(directory)
+    _check(_libc.syscall(_SYS_PIVOT_ROOT, b".", b"."), "pivot_root")
+    # The old root is now above the new one.
+    unmount(".")
+    os.chdir("/")
 
 
 def become_subreaper() -> None:

@@ -1,4 +1,4 @@
-"""The mounts of a sandbox: its root, and directories that it gets while it runs already."""
+"""The mounts of a sandbox: its root, its directories, and those that it gets while it runs already."""
 
 from __future__ import annotations
 
@@ -52,7 +52,32 @@ def mount_overlay(layers: tuple[Path, ...], upper: Path, work: Path, target: Pat
     try:
         *lower, upper_path, work_path = (f"/proc/self/fd/{descriptor}" for descriptor in descriptors)
         options = f"lowerdir={':'.join(lower)},upperdir={upper_path},workdir={work_path}"
+        if linux.in_user_namespace():
+            options += ",userxattr"
         linux.mount("overlay", str(target), "overlay", linux.MS_NODEV | linux.MS_NOSUID, options)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def bring_within_reach(place: Path, name: str, *directories: Path) -> list[Path]:
+    """Other paths of directories, below `place`, where a sandbox's root may pass that is not this process's user."""
+    mounts = [place / f"{name}.{number}" for number in range(len(directories))]
+    for directory, mount in zip(directories, mounts, strict=True):
+        mount.mkdir()
+        # With its flags: crun forgets them when it has a user namespace to make.
+        descriptor = linux.clone_directory_mount(str(directory))
+        try:
+            linux.attach_mount(descriptor, str(mount))
+        finally:
+            os.close(descriptor)
+    return mounts
+
+
+def put_out_of_reach(place: Path, name: str) -> None:
+    """Undo `bring_within_reach`."""
+    for mount in place.glob(f"{name}.*"):
+        with contextlib.suppress(OSError):
+            linux.unmount(str(mount))
+        # Never what is in it.
+        mount.rmdir()

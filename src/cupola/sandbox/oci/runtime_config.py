@@ -20,6 +20,8 @@ HOME = "/home/session"
 FILES = "/files"
 PIDS_LIMIT = 1024
 OPEN_FILES = 65536
+FIRST_ID = 1
+"""Root of sandboxes that have a user namespace of their own: not 0, who is the user that runs the platform."""
 CPU_PERIOD = 100_000
 """Microseconds over which the processor share is enforced."""
 
@@ -31,7 +33,23 @@ MASKED = (
     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )  # fmt: skip
+MASKED_OF_HOST_SYS = (
+    "/sys/fs/bpf", "/sys/fs/cgroup", "/sys/fs/fuse", "/sys/fs/pstore", "/sys/kernel/config", "/sys/kernel/debug",
+    "/sys/kernel/security", "/sys/kernel/tracing",
+)  # fmt: skip
+"""What is mounted there on the host, and shows where the host's `/sys` does."""
+_SYSFS = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}
+_HOST_SYS = {
+    "destination": "/sys",
+    "type": "none",
+    "source": "/sys",
+    "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
+}
+"""A user namespace may mount no other than that of the namespace which its network belongs to."""
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+LIMITS = frozenset({"memory", "pids", "cpu"})
+"""The controllers of control groups that hold a sandbox to its limits."""
+CONTROLLERS = LIMITS | {"devices"}
 _DEVICES = (
     # type, major, minor: null, zero, full, random, urandom, tty, pseudo terminals
     ("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 5, 0), ("c", 5, 2), ("c", 136, None),
@@ -49,10 +67,14 @@ def runtime_config(
     cgroup: str,
     network: str,
     user: User,
+    controllers: frozenset[str] = CONTROLLERS,
+    ids: int | None = None,
 ) -> dict[str, Any]:
     """The whole configuration. `root` is the mounted root, `hosts`, `resolver` and `authorities` are files that become
     `/etc/hosts`, `/etc/resolv.conf` and, if there is one, `AUTHORITIES`; `home` and `files` are the host's directories for
-    what the specification names so; `network` is the path of a network namespace."""
+    what the specification names so; `network` is the path of a network namespace. `controllers` are those of CONTROLLERS
+    that can be used. With `ids`, the sandbox has a user namespace of its own, in which so many ids are those from FIRST_ID
+    on of this one."""
     open_files = open_files_limit()
     capabilities = list(CAPABILITIES)
     return {
@@ -73,8 +95,9 @@ def runtime_config(
             "oomScoreAdj": 500,
         },
         "mounts": [
-            # crun mounts the root once more and forgets its flags. It takes no `/` here, but this.
-            {"destination": "/.", "type": "bind", "source": str(root), "options": ["bind", "remount", "nosuid", "nodev"]},
+            # crun mounts the root once more and forgets its flags, which it cannot in a user namespace. It takes no `/` here.
+            *([{"destination": "/.", "type": "bind", "source": str(root),
+                "options": ["bind", "remount", "nosuid", "nodev"]}] if ids is None else []),
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
@@ -84,8 +107,7 @@ def runtime_config(
              "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
             {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
              "options": ["nosuid", "noexec", "nodev"]},
-            {"destination": "/sys", "type": "sysfs", "source": "sysfs",
-             "options": ["nosuid", "noexec", "nodev", "ro"]},
+            _SYSFS if ids is None else _HOST_SYS,
             _bind(hosts, "/etc/hosts", "ro"),
             _bind(resolver, "/etc/resolv.conf", "ro"),
             *([] if authorities is None else [_bind(authorities, AUTHORITIES, "ro")]),
@@ -97,22 +119,41 @@ def runtime_config(
             "namespaces": [
                 *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
                 {"type": "network", "path": network},
+                *([] if ids is None else [{"type": "user"}]),
             ],
-            "resources": {
-                "memory": {"limit": spec.memory, "swap": spec.memory},
-                "cpu": {"quota": max(1000, int(spec.cpu * CPU_PERIOD)), "period": CPU_PERIOD,
-                        "shares": max(2, int(spec.cpu * CPU_SHARES))},
-                "pids": {"limit": PIDS_LIMIT},
-                "devices": [
-                    {"allow": False, "access": "rwm"},
-                    *({"allow": True, "type": kind, "major": major, "access": "rwm"}
-                      | ({} if minor is None else {"minor": minor}) for kind, major, minor in _DEVICES),
-                ],
-            },
+            **({} if ids is None else {
+                f"{kind}Mappings": [{"containerID": 0, "hostID": FIRST_ID, "size": ids}] for kind in ("uid", "gid")
+            }),
+            "resources": {name: value for name, value in _resources(spec).items() if name in controllers},
             "seccomp": seccomp.profile(),
-            "maskedPaths": list(MASKED),
+            "maskedPaths": [*MASKED, *(() if ids is None else MASKED_OF_HOST_SYS)],
             "readonlyPaths": list(READ_ONLY),
         },
+    }  # fmt: skip
+
+
+def _resources(spec: SandboxSpec) -> dict[str, Any]:
+    """By the controller that each is for."""
+    return {
+        "memory": {"limit": spec.memory, "swap": spec.memory},
+        "cpu": {"quota": max(1000, int(spec.cpu * CPU_PERIOD)), "period": CPU_PERIOD,
+                "shares": max(2, int(spec.cpu * CPU_SHARES))},
+        "pids": {"limit": PIDS_LIMIT},
+        "devices": [
+            {"allow": False, "access": "rwm"},
+            *({"allow": True, "type": kind, "major": major, "access": "rwm"}
+              | ({} if minor is None else {"minor": minor}) for kind, major, minor in _DEVICES),
+        ],
+    }  # fmt: skip
+
+
+def version_1_limits(spec: SandboxSpec) -> dict[str, int]:
+    """The files of control groups version 1 that a runtime would write for the resources of a sandbox, in order."""
+    memory, cpu, pids = (_resources(spec)[name] for name in ("memory", "cpu", "pids"))
+    return {
+        "memory.limit_in_bytes": memory["limit"], "memory.memsw.limit_in_bytes": memory["swap"],
+        "cpu.cfs_period_us": cpu["period"], "cpu.cfs_quota_us": cpu["quota"], "cpu.shares": cpu["shares"],
+        "pids.max": pids["limit"],
     }  # fmt: skip
 
 
@@ -134,6 +175,10 @@ class User:
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
+
+    def outside(self, first_id: int) -> User:
+        """The same where the user namespace is one in which the sandbox's ids begin with `first_id`."""
+        return User(first_id + self.uid, first_id + self.gid)
 
 
 def resolve_user(text: str, layers: tuple[Path, ...]) -> User:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from cupola.images.extract import OPAQUE
+from cupola.images.extract import is_opaque
 
 LINK_LIMIT = 40
 """As many symbolic links as Linux follows."""
@@ -110,7 +110,7 @@ def _look(layer: Path, parts: Sequence[str]) -> tuple[os.stat_result | None, boo
     try:
         status = os.fstat(descriptor)
         for index, part in enumerate(parts):
-            hides = hides or _is_opaque(descriptor)
+            hides = hides or is_opaque(descriptor)
             try:
                 status = os.stat(part, dir_fd=descriptor, follow_symlinks=False)
             except FileNotFoundError:
@@ -129,10 +129,3 @@ def _look(layer: Path, parts: Sequence[str]) -> tuple[os.stat_result | None, boo
         return status, hides
     finally:
         os.close(descriptor)
-
-
-def _is_opaque(descriptor: int) -> bool:
-    try:
-        return os.getxattr(descriptor, OPAQUE) == b"y"
-    except OSError:
-        return False

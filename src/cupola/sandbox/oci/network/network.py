@@ -44,12 +44,14 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class NetworkSettings:
     """`endpoint_port` is the server's HTTPS port on the host's loopback, which sandboxes find on theirs; None gives them none.
-    `sandboxes` is where their addresses are from. `resolvers` are asked for names, else the host's own are.
+    `sandboxes` is where their addresses are from. `resolvers` are asked for names, else the host's own are. With `isolated`
+    there is no way out: the host's network may not be changed.
     """
 
     endpoint_port: int | None = None
     sandboxes: IPv4Network = DEFAULT_SANDBOXES
     resolvers: tuple[str, ...] = ()
+    isolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ class Network:
 
     def _open(self) -> None:
         self._host = current_namespace()
+        if self._settings.isolated:
+            self.no_egress = "only root may connect sandboxes to the host's network"
+            return
         router = Router(self._installation, self._run, self._host, self._settings.sandboxes)
         try:
             router.open()

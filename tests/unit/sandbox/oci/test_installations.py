@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cupola.sandbox.oci.cgroup import find_hierarchies
-from cupola.sandbox.oci.driver import LOCK_NAME, STATE, sweep_dead_installations
+from cupola.sandbox.oci.installations import LOCK_NAME, STATE, sweep_dead_installations
 from cupola.settings import Settings
 
 WAIT = "import signal; signal.pause()"
