@@ -127,7 +127,7 @@ def crun(bench: Bench) -> float:
     )  # fmt: skip
     home, files = folder / "home", folder / "files"
     config = runtime_config(
-        spec, folder / "root", folder / "hosts", folder / "resolv.conf", home, files, f"/{GROUP}/{name}",
+        spec, folder / "root", folder / "hosts", folder / "resolv.conf", None, home, files, f"/{GROUP}/{name}",
         "/proc/self/ns/net", User(1000, 1000),
     )  # fmt: skip
     namespaces = config["linux"]["namespaces"]

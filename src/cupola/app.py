@@ -35,6 +35,9 @@ from cupola.api.metrics import MetricsApi
 from cupola.api.projects import DEFAULT_PROJECT, Project
 from cupola.api.session_lookup import SessionLookup
 from cupola.api.sessions import SessionsApi
+from cupola.api.state_stores import StateStoresApi
+from cupola.api.stored_responses import StoredResponsesApi
+from cupola.api.tasks import TasksApi
 from cupola.api.tokens import TokensApi
 from cupola.domain.egress import NO_EGRESS, EgressMode, EgressPolicy
 from cupola.domain.errors import CupolaError, not_found
@@ -43,7 +46,10 @@ from cupola.gateway.invoke import Gateway
 from cupola.host.choice import Choice, choose, driver_checks
 from cupola.host.machine import look
 from cupola.identity.authentication import Authentication
+from cupola.identity.call_ids import CallIds
 from cupola.identity.certificates import Certificates, ensure_certificates
+from cupola.identity.sandbox_secrets import SandboxSecrets
+from cupola.identity.seal import load_or_create_seal
 from cupola.identity.secret import hash_secret, new_secret, write_private
 from cupola.identity.tokens import Tokens, load_or_create_key
 from cupola.images.model import Images
@@ -53,6 +59,7 @@ from cupola.node.privileges import become, find_server_user, give
 from cupola.node.process import Node, Parts, Sockets, run_apart
 from cupola.node.rootless import RUN, run_rootless
 from cupola.sandbox.base import Driver
+from cupola.sandbox.oci.authorities import public_roots
 from cupola.sandbox.oci.driver import OciDriver
 from cupola.sandbox.oci.installations import LOCK_NAME, enter_private_mount_namespace, sweep_dead_installations
 from cupola.sandbox.oci.linux import forbid_new_privileges
@@ -60,6 +67,7 @@ from cupola.sandbox.oci.network.network import NetworkSettings
 from cupola.sandbox.oci.runtime_config import FIRST_ID
 from cupola.sessions.admission import Admission, Limits
 from cupola.sessions.egress import EgressPolicies
+from cupola.sessions.environment import Hosting
 from cupola.sessions.launcher import Installation, Launcher
 from cupola.sessions.manager import Rest, SessionManager
 from cupola.sessions.pool import WarmPool
@@ -75,7 +83,6 @@ from cupola.storage.migrate import migrate
 logger = logging.getLogger(__name__)
 
 RUN_ROOT = Path("/run/cupola")
-SYSTEM_ROOTS = Path("/etc/ssl/certs/ca-certificates.crt")
 PRIORITY = -10
 DRAIN_DEADLINE = 10
 """Seconds that requests under way may take to finish after a stop was asked for."""
@@ -94,6 +101,10 @@ def run(
     _allow_open_files()
     choice = _choose_driver(settings)
     logger.info("sandboxes are made by the %s driver: %s", choice.driver, choice.reason)
+    if settings.hosting and choice.driver != "oci":
+        raise CupolaError(
+            "bad_setting", f"hosting: sandboxes of the {choice.driver} driver cannot call the platform; turn it off."
+        )
     user = find_server_user(settings.server_user)
     rootless = choice.driver == "oci" and os.geteuid() != 0
     if choice.driver == "oci" and not rootless:
@@ -311,9 +322,7 @@ class _Server:
             database.close()
 
     def _certificates(self) -> Certificates:
-        # The machine's own list may hold an organisation's authority, which certifi's does not.
-        public_roots = SYSTEM_ROOTS if SYSTEM_ROOTS.exists() else None
-        return ensure_certificates(self._folder.certificates, datetime.datetime.now(datetime.UTC), public_roots)
+        return ensure_certificates(self._folder.certificates, datetime.datetime.now(datetime.UTC), public_roots())
 
     def _open_database(self) -> Database:
         self._folder.database.touch(mode=0o600)
@@ -333,7 +342,13 @@ class _Server:
         settings, state = self._settings, self._state
         certificates = await asyncio.to_thread(self._certificates)
         tokens = Tokens(load_or_create_key(self._folder.signing_key), self._tenant)
+        seal = load_or_create_seal(self._folder.seal_key)
+        call_ids, secrets = CallIds(seal), SandboxSecrets(seal)
         egress = EgressPolicies(database, _default_egress(settings, host.driver))
+        hosting = None
+        if settings.hosting:
+            authority = certificates.authority.read_text()
+            hosting = Hosting(f"{state.https_url}/msi/token", secrets.issue, authority)
         launcher = Launcher(
             host.driver,
             Installation(
@@ -342,6 +357,7 @@ class _Server:
                 startup_timeout=settings.startup_timeout,
                 stop_grace=settings.stop_grace,
                 egress=egress.policy,
+                hosting=hosting,
             ),
             Admission(
                 Limits(
@@ -371,7 +387,7 @@ class _Server:
         agents_api = AgentsApi(database, images, provisioner, manager, local_images=settings.local_images)
         lookup = SessionLookup(database)
         references = References(database)
-        gateway = Gateway(database, manager, references, settings.max_request_body)
+        gateway = Gateway(database, manager, references, call_ids, settings.max_request_body)
         projects = await database.read(principals.project_names)
         routes = [
             *agents_api.routes(),
@@ -381,7 +397,13 @@ class _Server:
             *LogsApi(lookup, manager).routes(),
             *gateway.routes(),
         ]
-        app = _application(Project(projects, routes), TokensApi(database, tokens), MetricsApi(manager), tokens)
+        services = [
+            *StoredResponsesApi(database, call_ids, settings.max_request_body).routes(),
+            *StateStoresApi(database, call_ids).routes(),
+            *TasksApi(database, settings.max_request_body).routes(),
+        ]
+        project = Project(projects, routes, services)
+        app = _application(project, TokensApi(database, tokens, secrets), MetricsApi(manager), tokens)
         servers = (_listener(app, certificates), _listener(app, None))
 
         sandboxes_stopping = asyncio.Event()

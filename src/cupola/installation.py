@@ -67,6 +67,11 @@ class DataFolder:
         return self.server / "signing.key"
 
     @property
+    def seal_key(self) -> Path:
+        """What call ids and the secrets of sandboxes are sealed with."""
+        return self.server / "seal.key"
+
+    @property
     def administrator_secret(self) -> Path:
         return self.server / "administrator.secret"
 

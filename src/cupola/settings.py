@@ -78,6 +78,9 @@ class Settings:
     registry_mirrors: dict[str, str] = setting(dict, "registry host = base URL of a registry to ask instead")
     insecure_registries: tuple[str, ...] = setting((), "registry hosts that are asked by plain HTTP")
     egress: str = setting("open", "what sandboxes of a project without a policy may reach: open, none")
+    hosting: bool = setting(
+        False, "let agents keep responses, tasks and state with the platform: official containers then run hosted"
+    )
     sandbox_network: str = setting("10.183.0.0/16", "private network that sandboxes' addresses are from")
     dns_servers: tuple[str, ...] = setting((), "addresses to ask for names; empty asks those of /etc/resolv.conf")
 

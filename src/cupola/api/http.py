@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cupola.domain.errors import CupolaError
 from cupola.domain.ids import new_guid, new_request_id
-from cupola.domain.principal import Principal
+from cupola.domain.principal import Principal, SandboxPrincipal
 from cupola.storage.paging import Page, PageRequest
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,8 @@ def error_response(scope: Scope, error: Exception) -> JSONResponse:
         headers["retry-after"] = str(error.retry_after)
     if not error.may_retry:
         headers["x-should-retry"] = "false"
+    if error.etag is not None:
+        headers["etag"] = error.etag
     session_id = scope.get("cupola.session_id")
     if session_id is not None:
         headers["x-agent-session-id"] = session_id
@@ -107,23 +109,31 @@ def error_response(scope: Scope, error: Exception) -> JSONResponse:
 def caller(request: Request) -> Principal:
     """Who sent the request."""
     principal = request.scope["cupola.caller"]
+    if isinstance(principal, SandboxPrincipal):
+        raise CupolaError("forbidden", "The token of a sandbox is not good for this.", status=403)
     if not isinstance(principal, Principal):
         raise TypeError("a route was reached without a caller")
     return principal
 
 
-async def json_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object. Raises CupolaError (400, 413)."""
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, of at most so many bytes. Raises CupolaError (413)."""
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
         size += len(part)
-        if size > JSON_LIMIT:
-            raise CupolaError("payload_too_large", f"The body is larger than {JSON_LIMIT} bytes.", status=413)
+        if size > limit:
+            raise CupolaError("payload_too_large", f"The body is larger than {limit} bytes.", status=413)
         parts.append(part)
+    return b"".join(parts)
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object. Raises CupolaError (400, 413)."""
+    body = await read_body(request, JSON_LIMIT)
     try:
         # Stricter than the standard library: no NaN, no numbers that are too large, no halves of surrogate pairs.
-        value = msgspec.json.decode(b"".join(parts) or b"{}")
+        value = msgspec.json.decode(body or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CupolaError("bad_request", f"The body is not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qs
 
 from starlette.routing import BaseRoute, Match, Mount, Route
@@ -9,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from cupola.domain.errors import CupolaError, not_found
 from cupola.domain.ids import AGENT_NAME
+from cupola.domain.principal import SandboxPrincipal
 
 DEFAULT_PROJECT = "default"
 ALIAS = "_project"
@@ -19,15 +21,22 @@ OLD_SOCKET = "/api/projects/agents/endpoint/protocols/invocations_ws"
 
 
 class Project:
-    """An ASGI application that finds the project of a path and the route below it."""
+    """An ASGI application that finds the project of a path and the route below it.
 
-    def __init__(self, projects: frozenset[str], routes: list[Route]) -> None:
+    `services` are the routes that sandboxes call, and nobody else; they may call no other ones.
+    """
+
+    def __init__(self, projects: frozenset[str], routes: list[Route], services: list[Route]) -> None:
         self._projects = projects
         self._routes = routes
+        self._services = services
 
     def routes(self) -> list[BaseRoute]:
         """Where it belongs in the server's routes."""
-        return [Route(OLD_SOCKET, _OldSocket(self)), Mount("/api/projects/{project}", app=self)]
+        mount = Mount("/api/projects/{project}", app=self)
+        # An id in a path may hold line breaks: agents choose them.
+        mount.path_regex = re.compile(mount.path_regex.pattern, re.DOTALL)
+        return [Route(OLD_SOCKET, _OldSocket(self)), mount]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = scope["path_params"]["project"]
@@ -35,8 +44,11 @@ class Project:
             scope["path_params"]["project"] = name = DEFAULT_PROJECT
         if name not in self._projects:
             raise not_found(f"Project {name[:64]}", "project_not_found")
+        caller = scope["cupola.caller"]
+        if isinstance(caller, SandboxPrincipal) and caller.project != name:
+            raise CupolaError("forbidden", "The sandbox is of another project.", status=403)
         allowed: set[str] = set()
-        for route in self._routes:
+        for route in self._services if isinstance(caller, SandboxPrincipal) else self._routes:
             match, child = route.matches(scope)
             if match is Match.FULL:
                 scope.update(child)

@@ -25,7 +25,7 @@ class CupolaError(Exception):
     `code` is stable and meant for programs; `message` says what happened and how to fix it; `status` is the HTTP
     status; `param` names the field at fault; `problems` lists every field at fault when there are several;
     `retry_after` (seconds) is for refusals that pass; `may_retry` is False once an agent has begun to work, so that
-    a client does not make it work twice.
+    a client does not make it work twice; `etag` is of the present state where a condition did not hold.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class CupolaError(Exception):
         problems: tuple[FieldProblem, ...] = (),
         retry_after: int | None = None,
         may_retry: bool = True,
+        etag: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -47,6 +48,7 @@ class CupolaError(Exception):
         self.problems = problems
         self.retry_after = retry_after
         self.may_retry = may_retry
+        self.etag = etag
 
     def __repr__(self) -> str:
         return f"CupolaError({self.code!r}, {self.message!r}, status={self.status})"
@@ -76,3 +78,13 @@ class CupolaError(Exception):
 def not_found(what: str, code: str = "not_found") -> CupolaError:
     """The answer for an id that does not exist, and for one the caller may not see."""
     return CupolaError(code, f"{what} does not exist.", status=404)
+
+
+def invalid_request(message: str, param: str | None = None) -> CupolaError:
+    """The answer to a call of an agent's that is not as the container contract says."""
+    return CupolaError("invalid_request", message, param=param)
+
+
+def etag_mismatch(what: str, etag: str | None) -> CupolaError:
+    """The answer to a write whose `If-Match` is not the present ETag, which is None when there is nothing."""
+    return CupolaError("etag_mismatch", f"{what} has changed since it was read.", status=412, etag=etag)

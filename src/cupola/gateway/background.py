@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from cupola.sandbox.http import AgentConnectionError
+from cupola.sandbox.http import AgentConnectionError, Headers
 from cupola.sessions.launcher import RunningAgent
 
 FIRST_LOOK, LONGEST_PAUSE = 0.25, 5.0
@@ -23,25 +23,28 @@ class _Response(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Response).decode
 
 
-def until_complete(response_id: str) -> Callable[[RunningAgent], Awaitable[None]]:
-    """What waits until an agent has nothing more to do for a response, or does not know it (container contract, 4.7)."""
+def until_complete(response_id: str, user: Headers) -> Callable[[RunningAgent], Awaitable[None]]:
+    """What waits until an agent has nothing more to do for a response, or does not know it (container contract, 4.7).
+
+    `user` are the headers that say whose the response is: to others, an agent does not know it.
+    """
 
     async def wait(agent: RunningAgent) -> None:
         pause = FIRST_LOOK
         while not agent.sandbox.exited.done():
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            if not await _works(agent, response_id):
+            if not await _works(agent, response_id, user):
                 return
 
     return wait
 
 
-async def _works(agent: RunningAgent, response_id: str) -> bool:
+async def _works(agent: RunningAgent, response_id: str, user: Headers) -> bool:
     try:
         async with (
             asyncio.timeout(ANSWER_DEADLINE),
-            await agent.client.request(b"GET", b"/responses/" + response_id.encode(), []) as answer,
+            await agent.client.request(b"GET", b"/responses/" + response_id.encode(), list(user)) as answer,
         ):
             if answer.status != 200:
                 return False

@@ -13,6 +13,7 @@ from cupola.domain.principal import Principal
 from cupola.domain.session import Session, check_session_id
 from cupola.domain.version import Agent, Version
 from cupola.gateway.target import Target
+from cupola.identity.call_ids import CallIds
 from cupola.identity.delegation import IDENTITY_HEADER, effective_caller
 from cupola.sessions.manager import SessionManager
 from cupola.sessions.references import References
@@ -36,12 +37,13 @@ def session_in_query(scope: Scope) -> str | None:
 
 
 class SessionFinder:
-    """Finds sessions, and says on the scope which it was."""
+    """Finds sessions, and says on the scope which it was, and what its agent is told of the user."""
 
-    def __init__(self, database: Database, manager: SessionManager, references: References) -> None:
+    def __init__(self, database: Database, manager: SessionManager, references: References, call_ids: CallIds) -> None:
         self._database = database
         self._manager = manager
         self._references = references
+        self._call_ids = call_ids
 
     async def for_turn(self, scope: Scope, target: Target) -> tuple[Session, Version]:
         """The session of a turn: the one it names, else that of its conversation, else that of the response before it."""
@@ -120,6 +122,7 @@ class SessionFinder:
 
     def _chosen(self, scope: Scope, session: Session, version: Version, protocol: str) -> tuple[Session, Version]:
         scope["cupola.session_id"] = session.id
+        scope["cupola.user_headers"] = self._call_ids.headers(version.agent.project, calling(scope), session.guid)
         scope["cupola.server_timing"].resolved()
         if not version.definition.speaks(protocol):
             spoken = ", ".join(entry.protocol for entry in version.definition.protocols)

@@ -56,7 +56,7 @@ class Forwarder:
 
         `extra` are headers for the agent alone. Raises CupolaError.
         """
-        sent = headers.to_agent(scope["headers"], scope["cupola.request_id"].encode())
+        sent = headers.to_agent(scope["headers"], scope["cupola.request_id"].encode(), scope["cupola.user_headers"])
         sent += [*request.marks, *extra]
         timing: Timing = scope["cupola.server_timing"]
         for last_try in (False, True):

@@ -16,14 +16,18 @@ _DROPPED_ANSWERS = frozenset(
 )  # fmt: skip
 
 
-def to_agent(headers: Headers, request_id: bytes) -> list[tuple[bytes, bytes]]:
-    """The caller's headers that an agent may see, without those that frame the body. Names are in lower case already."""
+def to_agent(headers: Headers, request_id: bytes, user: Headers) -> list[tuple[bytes, bytes]]:
+    """The caller's headers that an agent may see, without those that frame the body, and what the platform says of the user.
+
+    Names are in lower case already.
+    """
     passed = [
         (name, value)
         for name, value in headers
         if (name in _EXACT or name.startswith(_PREFIXES)) and name != b"content-length"
     ]
     passed.append((b"x-request-id", request_id))
+    passed.extend(user)
     return passed
 
 

@@ -10,6 +10,7 @@ from cupola.gateway.forward import Forwarder
 from cupola.gateway.invocations import Invocations
 from cupola.gateway.responses import Responses
 from cupola.gateway.sockets import Sockets
+from cupola.identity.call_ids import CallIds
 from cupola.sessions.manager import SessionManager
 from cupola.sessions.references import References
 from cupola.storage.database import Database
@@ -18,11 +19,13 @@ from cupola.storage.database import Database
 class Gateway:
     """Both protocols, from the parts they share. Bodies may have at most `max_body` bytes."""
 
-    def __init__(self, database: Database, manager: SessionManager, references: References, max_body: int) -> None:
+    def __init__(
+        self, database: Database, manager: SessionManager, references: References, call_ids: CallIds, max_body: int
+    ) -> None:
         forwarder = Forwarder(manager)
         shared = (
             Bodies(max_body),
-            SessionFinder(database, manager, references),
+            SessionFinder(database, manager, references, call_ids),
             references,
             forwarder,
             Sockets(forwarder),

@@ -79,7 +79,7 @@ class Responses:
         request = AgentRequest(
             b"POST", _target(b"/responses", scope), body, [(b"x-agent-response-id", response_id.encode())]
         )
-        goes_on = until_complete(response_id) if target.background else None
+        goes_on = until_complete(response_id, scope["cupola.user_headers"]) if target.background else None
         await while_connected(
             receive, None, self._forwarder.forward(scope, send, session, version, request, note, goes_on)
         )

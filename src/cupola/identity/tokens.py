@@ -12,12 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from cupola.domain.errors import CupolaError
-from cupola.domain.principal import Principal
+from cupola.domain.principal import Principal, SandboxPrincipal
 from cupola.identity.secret import write_private
 
 AUDIENCE = "https://ai.azure.com"
@@ -25,6 +26,8 @@ LIFETIME = 24 * 3600
 """Seconds. Clients ask again some minutes before the end."""
 CLOCK_LEEWAY = 30
 CACHE_SIZE = 10_000
+Caller = Principal | SandboxPrincipal
+"""Whom a token can be issued to."""
 TOKEN_LIMIT = 16 * 1024
 """Characters of the longest token that is looked at."""
 
@@ -45,20 +48,16 @@ class Tokens:
         self._tenant = tenant
         self._issuer = f"https://cupola.invalid/{tenant}"
         self._clock = clock
-        self._verified: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+        self._verified: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
 
-    def issue(self, principal: Principal, audience: str, lifetime: int = LIFETIME) -> IssuedToken:
-        """A token for `principal`, good for one audience."""
+    def issue(self, caller: Caller, audience: str, lifetime: int = LIFETIME) -> IssuedToken:
+        """A token for `caller`, good for one audience."""
         now = int(self._clock())
         claims = {
             "iss": self._issuer,
             "aud": audience,
-            "sub": principal.id,
-            "oid": principal.id,
-            "appid": principal.id,
             "tid": self._tenant,
-            "name": principal.name,
-            "admin": principal.administrator,
+            **_claims(caller),
             "iat": now,
             "nbf": now,
             "exp": now + lifetime,
@@ -66,25 +65,25 @@ class Tokens:
         header = {"alg": "ES256", "typ": "JWT", "kid": self._key.kid}
         return IssuedToken(jwt.encode(header, claims, self._key, algorithms=["ES256"]), now + lifetime)
 
-    def verify(self, token: str) -> Principal:
+    def verify(self, token: str) -> Caller:
         """Who a token was issued to. Raises CupolaError (401) that says what is wrong with it."""
         if len(token) > TOKEN_LIMIT:
             raise unauthorized("The token is too long.")
         fingerprint = hashlib.sha256(token.encode()).digest()
         known = self._verified.get(fingerprint)
         if known is not None:
-            principal, expires = known
+            caller, expires = known
             if self._clock() < expires:
                 self._verified.move_to_end(fingerprint)
-                return principal
+                return caller
             del self._verified[fingerprint]
-        principal, expires = self._check(token)
-        self._verified[fingerprint] = (principal, expires)
+        caller, expires = self._check(token)
+        self._verified[fingerprint] = (caller, expires)
         if len(self._verified) > CACHE_SIZE:
             self._verified.popitem(last=False)
-        return principal
+        return caller
 
-    def _check(self, token: str) -> tuple[Principal, float]:
+    def _check(self, token: str) -> tuple[Caller, float]:
         try:
             claims = jwt.decode(token, self._key, algorithms=["ES256"]).claims
         except Exception as error:
@@ -102,11 +101,23 @@ class Tokens:
             raise unauthorized("The token was issued by another installation.")
         if claims.get("aud") != AUDIENCE:
             raise unauthorized(f"The token is for another audience; ask for the scope {AUDIENCE}/.default.")
-        subject = claims.get("sub")
-        if not isinstance(subject, str) or not subject:
-            raise unauthorized("The token does not say who it was issued to.")
-        principal = Principal(subject, str(claims.get("name", "")), claims.get("admin") is True)
-        return principal, expires + CLOCK_LEEWAY
+        return _caller(claims), expires + CLOCK_LEEWAY
+
+
+def _claims(caller: Caller) -> dict[str, Any]:
+    usual = {"sub": caller.id, "oid": caller.id, "appid": caller.id}
+    if isinstance(caller, SandboxPrincipal):
+        return {**usual, "project": caller.project, "agent": caller.agent_key, "session": caller.session_guid}
+    return {**usual, "name": caller.name, "admin": caller.administrator}
+
+
+def _caller(claims: dict[str, Any]) -> Caller:
+    subject, session = claims.get("sub"), claims.get("session")
+    if not isinstance(subject, str) or not subject:
+        raise unauthorized("The token does not say who it was issued to.")
+    if session is not None:
+        return SandboxPrincipal(str(claims.get("project")), int(claims.get("agent", 0)), str(session))
+    return Principal(subject, str(claims.get("name", "")), claims.get("admin") is True)
 
 
 def unauthorized(message: str) -> CupolaError:

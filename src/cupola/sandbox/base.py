@@ -25,6 +25,8 @@ Output = Callable[[Stream, bytes], None]
 """Takes what the sandbox prints, from its first byte on, in the order of each stream."""
 
 MIB = 1024 * 1024
+AUTHORITIES = "/etc/cupola-authorities.pem"
+"""The file inside a sandbox with the authorities by which it knows the platform and others."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class SandboxSpec:
     `home` is a durable host directory that becomes the sandbox's `$HOME`; `files` becomes `/files`; a sandbox that is
     made before it is known whose it will be has neither, and gets them by `Driver.attach`. With `channel` the
     program's standard input is a stream socket whose other end is `Sandbox.channel`; else it is empty. `cpu` is in
-    cores, `memory` in bytes. `egress` is what it may reach beside the platform.
+    cores, `memory` in bytes. `egress` is what it may reach beside the platform. `authority` is a certificate in PEM that the
+    sandbox finds in `AUTHORITIES` beside the public ones, if it is given and the driver gives sandboxes the platform.
     """
 
     name: str
@@ -53,6 +56,7 @@ class SandboxSpec:
     hostname: str = "agent"
     channel: bool = False
     egress: EgressPolicy = NO_EGRESS
+    authority: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cupola.images.model import Image
 from cupola.sandbox.base import Driver, Sandbox, SandboxError, SandboxSpec, Stream, unbroken
 from cupola.sandbox.http import AgentClient
 from cupola.sessions.admission import Admission, Place
-from cupola.sessions.environment import PORT, sandbox_environment
+from cupola.sessions.environment import PORT, Hosting, sandbox_environment
 from cupola.sessions.readiness import NotReady, wait_until_ready
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class Installation:
     startup_timeout: float
     stop_grace: float
     egress: Callable[[str], Awaitable[EgressPolicy]] = no_egress
+    hosting: Hosting | None = None
 
 
 class Launcher:
@@ -212,6 +213,7 @@ class Launcher:
             tenant=self.installation.tenant,
             session_id=None if session is None else session.id,
             session_guid=None if session is None else session.guid,
+            hosting=self.installation.hosting,
         )
 
     def _spec(
@@ -237,4 +239,5 @@ class Launcher:
             port=PORT,
             channel=channel,
             egress=egress,
+            authority="" if self.installation.hosting is None else self.installation.hosting.authority,
         )

@@ -30,7 +30,7 @@ from cupola.sessions.pool import StartedSandbox, WarmPool
 from cupola.sessions.primer import Primer
 from cupola.sessions.priming.client import PrimingFailed
 from cupola.sessions.volumes import Volumes
-from cupola.storage import agents, sessions
+from cupola.storage import agents, retention, sessions
 from cupola.storage.database import Database
 from cupola.telemetry import metrics
 from cupola.telemetry.output import SessionLog
@@ -345,6 +345,7 @@ class SessionManager:
             try:
                 await self._launcher.stop_leftovers()
                 await self.remove_expired()
+                await self._sweep()
             except Exception:
                 logger.exception("housekeeping failed; it is tried again")
 
@@ -357,6 +358,12 @@ class SessionManager:
             for session in expired:
                 logger.info("session %s has expired", session.id)
                 await self.delete(session)
+
+    async def _sweep(self) -> None:
+        """Remove what agents keep with the platform and whose time is over."""
+        now = self._clock()
+        while await self._database.write(lambda connection: retention.sweep(connection, now, EXPIRY_BATCH)):
+            pass
 
     def _touch(self, session: Session) -> None:
         """Write down that a session is used, without letting the request wait for it."""

@@ -16,7 +16,7 @@ from cupola.domain.version import Version
 from cupola.images.model import Image
 from cupola.sandbox.base import SandboxError, Stream
 from cupola.sessions.admission import Place
-from cupola.sessions.environment import FILES, HOME, SESSION_GUID, SESSION_ID
+from cupola.sessions.environment import FILES, HOME, SESSION_VARIABLES
 from cupola.sessions.launcher import Launcher, OutputSink, RunningAgent, SandboxSession, StartFailed
 from cupola.sessions.priming.client import PrimingChannel, PrimingFailed, primer_arguments
 from cupola.sessions.priming.entry_point import EntryPoint, NotPrimable, find_entry_point
@@ -183,7 +183,7 @@ class Primer:
         agent, channel = await self._start(version, image, entry_point, session, output, place)
         try:
             async with asyncio.timeout(RUN_DEADLINE):
-                await channel.record(entry_point, (SESSION_ID, SESSION_GUID), (HOME, FILES))
+                await channel.record(entry_point, SESSION_VARIABLES, (HOME, FILES))
             await self._launcher.wait_until_ready(agent, version, output)
             return channel.recorded(), agent.sandbox.listening_ports()
         except TimeoutError as error:

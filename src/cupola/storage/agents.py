@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 from cupola.domain.definition import Definition, parse_definition
 from cupola.domain.errors import not_found
 from cupola.domain.ids import new_guid
+from cupola.domain.principal import SandboxPrincipal
 from cupola.domain.session import SessionUpgrade
 from cupola.domain.version import Agent, Identity, Version, VersionEvent, VersionStatus, check_move
 from cupola.storage.paging import Page, PageRequest, select_page
@@ -23,6 +24,12 @@ def find_agent(connection: Connection, project: str, name: str) -> Agent | None:
     """The agent of that name, or None."""
     row = connection.execute(select(agents).where(agents.c.project == project, agents.c.name == name)).first()
     return None if row is None else _agent(row)
+
+
+def check_agent_of(connection: Connection, sandbox: SandboxPrincipal) -> None:
+    """Raises CupolaError (404) when the agent of a sandbox has been deleted."""
+    if connection.execute(select(agents.c.key).where(agents.c.key == sandbox.agent_key)).first() is None:
+        raise not_found("The agent of this sandbox")
 
 
 def require_agent(connection: Connection, project: str, name: str) -> Agent:

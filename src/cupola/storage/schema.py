@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    JSON,
     Boolean,
     Column,
     Float,
@@ -126,4 +127,114 @@ session_references = Table(
     Column("agent_key", Integer, ForeignKey("agents.key", ondelete="CASCADE"), primary_key=True, index=True),
     Column("session_key", Integer, ForeignKey("sessions.key", ondelete="CASCADE"), nullable=False, index=True),
     Column("created_at", Integer, nullable=False, index=True),
+)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("project", String, nullable=False),
+    Column("id", String, nullable=False),
+    Column("agent_key", Integer, ForeignKey("agents.key", ondelete="CASCADE"), nullable=False, index=True),
+    Column("session_guid", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("conversation_id", String),
+    Column("status", String, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("history", LargeBinary, nullable=False),
+    Column("request_id", String, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("updated_at", Integer, nullable=False, index=True),
+    UniqueConstraint("project", "id"),
+    sqlite_autoincrement=True,
+)
+
+conversation_entries = Table(
+    # What was added to conversations, in this order: each entry is a response or some items of its own.
+    "conversation_entries",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("owner", String, nullable=False),
+    Column("conversation_id", String, nullable=False),
+    Column("response_key", Integer, ForeignKey("responses.key", ondelete="CASCADE"), unique=True),
+    Index("conversation_entries_by_conversation", "conversation_id", "owner"),
+    sqlite_autoincrement=True,
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("response_key", Integer, ForeignKey("responses.key", ondelete="CASCADE"), index=True),
+    Column("entry_key", Integer, ForeignKey("conversation_entries.key", ondelete="CASCADE"), index=True),
+    Column("is_output", Boolean, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("id", String, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index("items_by_id", "id", "owner"),
+    sqlite_autoincrement=True,
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("agent_key", Integer, ForeignKey("agents.key", ondelete="CASCADE"), nullable=False, index=True),
+    Column("session_guid", String, nullable=False),
+    Column("id", String, nullable=False),
+    Column("agent_name", String, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("lease_owner", String),
+    Column("lease_expires_at", Float),
+    Column("source_type", String),
+    Column("has_error", Boolean, nullable=False),
+    Column("tags", JSON),
+    Column("body", LargeBinary, nullable=False),
+    Column("updated_at", Integer, nullable=False),
+    UniqueConstraint("session_guid", "id"),
+    Index("tasks_by_age", "status", "updated_at"),
+    sqlite_autoincrement=True,
+)
+
+task_attachments = Table(
+    # Apart from the task, so that renewing a lease does not write them again.
+    "task_attachments",
+    metadata,
+    Column("task_key", Integer, ForeignKey("tasks.key", ondelete="CASCADE"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+state_stores = Table(
+    "state_stores",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("agent_key", Integer, ForeignKey("agents.key", ondelete="CASCADE"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("user_isolation", Boolean, nullable=False),
+    Column("item_ttl_seconds", Integer, nullable=False),
+    Column("description", Text),
+    Column("tags", JSON, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("updated_at", Integer, nullable=False),
+    UniqueConstraint("agent_key", "name"),
+    sqlite_autoincrement=True,
+)
+
+state_items = Table(
+    "state_items",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("store_key", Integer, ForeignKey("state_stores.key", ondelete="CASCADE"), nullable=False),
+    Column("owner", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("etag", String, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("updated_at", Integer, nullable=False),
+    Column("expires_at", Float, index=True),
+    UniqueConstraint("store_key", "owner", "name"),
+    sqlite_autoincrement=True,
 )

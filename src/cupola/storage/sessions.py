@@ -10,7 +10,7 @@ from cupola.domain.ids import new_guid
 from cupola.domain.session import Session
 from cupola.domain.version import Version
 from cupola.storage.paging import Page, PageRequest, select_page
-from cupola.storage.schema import sessions
+from cupola.storage.schema import sessions, tasks
 
 
 def new_session_guid() -> str:
@@ -106,7 +106,9 @@ def record_stop(connection: Connection, key: int, now: int) -> bool:
 
 
 def delete_sessions(connection: Connection, keys: tuple[int, ...]) -> None:
-    """Remove sessions."""
+    """Remove sessions with their tasks."""
+    guids = select(sessions.c.guid).where(sessions.c.key.in_(keys))
+    connection.execute(delete(tasks).where(tasks.c.session_guid.in_(guids.scalar_subquery())))
     connection.execute(delete(sessions).where(sessions.c.key.in_(keys)))
 
 

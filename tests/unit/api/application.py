@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from joserfc.jwk import ECKey
@@ -21,14 +22,21 @@ from cupola.api.metrics import MetricsApi
 from cupola.api.projects import Project
 from cupola.api.session_lookup import SessionLookup
 from cupola.api.sessions import SessionsApi
+from cupola.api.state_stores import StateStoresApi
+from cupola.api.stored_responses import StoredResponsesApi
+from cupola.api.tasks import TasksApi
 from cupola.api.tokens import TokensApi
-from cupola.domain.principal import Principal
+from cupola.domain.principal import Principal, SandboxPrincipal
 from cupola.gateway.invoke import Gateway
 from cupola.identity.authentication import Authentication
+from cupola.identity.call_ids import CallIds
+from cupola.identity.sandbox_secrets import SandboxSecrets
+from cupola.identity.seal import Seal
 from cupola.identity.tokens import AUDIENCE, Tokens
 from cupola.storage import principals
 from tests.unit.sessions.world import ADA, TENANT, World
 
+MIB = 1024 * 1024
 KEY = ECKey.generate_key("P-256", private=True, auto_kid=True)
 DEADLINE = 20.0
 
@@ -146,6 +154,16 @@ class Caller:
         return await exchange.answer()
 
 
+class Clock:
+    """What the time is for what agents keep with the platform: now, unless a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.time: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def seconds(self) -> float:
+        return self.time().timestamp()
+
+
 class Application:
     """The server's routes; `project` is the path of its default project."""
 
@@ -153,6 +171,9 @@ class Application:
 
     def __init__(self, world: World, *, local_images: bool = True, max_body: int = 1 << 20) -> None:
         self.world = world
+        self.clock = clock = Clock()
+        seal = Seal(b"a key")
+        self.call_ids, self.secrets = CallIds(seal), SandboxSecrets(seal)
         self.tokens = Tokens(KEY, TENANT)
         self.agents = AgentsApi(
             world.database, world.images, world.provisioner, world.manager, local_images=local_images
@@ -164,14 +185,19 @@ class Application:
             *EgressApi(world.egress, world.pool.renew).routes(),
             *FilesApi(lookup, world.volumes).routes(),
             *LogsApi(lookup, world.manager).routes(),
-            *Gateway(world.database, world.manager, world.references, max_body).routes(),
+            *Gateway(world.database, world.manager, world.references, self.call_ids, max_body).routes(),
         ]
-        project = Project(frozenset({"default", "other"}), routes)
-        own = [*TokensApi(world.database, self.tokens).routes(), *MetricsApi(world.manager).routes()]
+        services = [
+            *StoredResponsesApi(world.database, self.call_ids, 32 * MIB, clock.seconds).routes(),
+            *StateStoresApi(world.database, self.call_ids, clock.seconds).routes(),
+            *TasksApi(world.database, 32 * MIB, lambda: clock.time()).routes(),
+        ]
+        project = Project(frozenset({"default", "other"}), routes, services)
+        own = [*TokensApi(world.database, self.tokens, self.secrets).routes(), *MetricsApi(world.manager).routes()]
         router = Router([*own, *project.routes()], redirect_slashes=False)
         self.asgi: ASGIApp = RequestIds(Errors(Authentication(router, self.tokens)))
 
-    def caller(self, principal: Principal | None = ADA) -> Caller:
+    def caller(self, principal: Principal | SandboxPrincipal | None = ADA) -> Caller:
         token = None if principal is None else self.tokens.issue(principal, AUDIENCE).text
         return Caller(self.asgi, token)
 

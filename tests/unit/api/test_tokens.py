@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from cupola.domain.principal import Principal
 from cupola.identity.secret import hash_secret
 from cupola.identity.tokens import LIFETIME
 from tests.unit.api.application import Answer, Application, Caller
@@ -28,8 +29,7 @@ async def test_the_holder_of_a_secret_gets_a_token_that_works(application: Appli
     assert (shown["resource"], shown["token_type"]) == ("https://ai.azure.com", "Bearer")
     assert isinstance(shown["expires_on"], str)
     assert before + LIFETIME <= int(shown["expires_on"]) <= int(time.time()) + LIFETIME
-    principal = application.tokens.verify(shown["access_token"])
-    assert (principal.name, principal.id, principal.administrator) == ("ada", shown["client_id"], False)
+    assert application.tokens.verify(shown["access_token"]) == Principal(shown["client_id"], "ada", administrator=False)
     listed = await Caller(application.asgi, shown["access_token"]).call("GET", f"{application.project}/agents")
     assert listed.status == 200
 
@@ -38,7 +38,8 @@ async def test_the_holder_of_a_secret_gets_a_token_that_works(application: Appli
 async def test_a_scope_is_taken_for_its_audience(application: Application, resource: str) -> None:
     found = await ask(application, f"resource={resource}")
     assert found.json["resource"] == resource
-    assert application.tokens.verify(found.json["access_token"]).name == "ada"
+    principal = application.tokens.verify(found.json["access_token"])
+    assert principal == Principal(found.json["client_id"], "ada", administrator=False)
 
 
 async def test_a_token_for_another_audience_is_no_use_here(application: Application) -> None:

@@ -23,11 +23,13 @@ class Working:
     def __init__(self, *, knows: bool = True) -> None:
         self.status = "in_progress"
         self.ids: list[bytes | None] = []
+        self.users: set[bytes | None] = set()
         self.asked: list[bytes] = []
         self._knows = knows
 
     async def __call__(self, peer: Peer, head: Request) -> None:
         body = await peer.body(head)
+        self.users.add(head.header(b"x-agent-user-id"))
         if head.method == b"GET":
             self.asked.append(head.target)
             if not self._knows:
@@ -57,6 +59,8 @@ async def test_a_response_in_the_background_keeps_its_sandbox_awake(world: World
     assert (await ada.call("POST", AT_AGENT, body)).status == 200
     (live,) = world.manager._live.values()
     await world.until(lambda: len(working.asked) > 2)
+    assert len(working.users) == 1, "the response is asked for as the user whose it is"
+    assert None not in working.users
     world.age += 3000
     world.manager._put_to_rest()
     assert resting(live) is Status.RUNNING

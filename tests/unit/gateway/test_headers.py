@@ -25,7 +25,7 @@ REQUEST_ID = (b"x-request-id", b"id-1")
 )
 def test_headers_that_an_agent_sees(name: str) -> None:
     header = (name.encode(), b"value")
-    assert to_agent([header, header], b"id-1") == [header, header, REQUEST_ID]
+    assert to_agent([header, header], b"id-1", []) == [header, header, REQUEST_ID]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_headers_that_an_agent_sees(name: str) -> None:
     ],
 )
 def test_headers_that_an_agent_does_not_see(name: str) -> None:
-    assert to_agent([(name.encode(), b"value")], b"id-1") == [REQUEST_ID]
+    assert to_agent([(name.encode(), b"value")], b"id-1", []) == [REQUEST_ID]
 
 
 SESSION = (b"x-agent-session-id", b"session-1")
@@ -91,3 +91,9 @@ def test_headers_of_an_agent_that_a_caller_sees(name: str) -> None:
 )
 def test_headers_of_an_agent_that_a_caller_does_not_see(name: str) -> None:
     assert to_caller([(name.encode(), b"forged")], "session-1", "queue;dur=1") == [SESSION, TIMING]
+
+
+def test_an_agent_learns_of_the_user_from_the_platform_alone() -> None:
+    spoofed = [(b"x-agent-user-id", b"somebody"), (b"x-agent-foundry-call-id", b"a call of somebody's")]
+    told = [(b"x-agent-user-id", b"user"), (b"x-agent-foundry-call-id", b"call")]
+    assert to_agent(spoofed, b"id-1", told) == [REQUEST_ID, *told]

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from cupola.domain.errors import CupolaError
-from cupola.domain.principal import Principal
+from cupola.domain.principal import Principal, SandboxPrincipal
 from cupola.identity import tokens as module
 from cupola.identity.tokens import AUDIENCE, CLOCK_LEEWAY, LIFETIME, TOKEN_LIMIT, Tokens, load_or_create_key
 
@@ -140,9 +141,13 @@ def test_a_token_without_time_limits_is_refused(tokens: Tokens, missing: str, in
 
 def test_rights_come_from_a_true_claim_only(tokens: Tokens) -> None:
     claims = claims_of(tokens.issue(ADA, AUDIENCE).text)
-    assert not tokens.verify(sign(claims | {"admin": "true"})).administrator
-    assert not tokens.verify(sign(claims | {"admin": 1})).administrator
-    assert tokens.verify(sign(claims | {"admin": True})).administrator
+    for said, administrator in (("true", False), (1, False), (True, True)):
+        assert tokens.verify(sign(claims | {"admin": said})) == replace(ADA, administrator=administrator)
+
+
+def test_a_token_says_which_sandbox_it_was_issued_to(tokens: Tokens) -> None:
+    sandbox = SandboxPrincipal("default", 7, "0" * 32)
+    assert tokens.verify(tokens.issue(sandbox, AUDIENCE).text) == sandbox
 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", ""])

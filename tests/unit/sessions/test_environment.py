@@ -2,12 +2,19 @@ from __future__ import annotations
 
 from cupola.domain.definition import parse_definition
 from cupola.domain.version import Agent, Identity, Version, VersionStatus
-from cupola.sessions.environment import DEFAULT_PATH, sandbox_environment
+from cupola.sessions.environment import DEFAULT_PATH, Hosting, sandbox_environment
 
 AGENT = Agent(1, "default", "echo", "agent-guid", Identity("principal", "client", "blueprint"), 0)
 
 
-def variables(*image: tuple[str, str], **definition: str) -> dict[str, str]:
+HOSTING = Hosting(
+    "https://localhost:8443/msi/token", lambda sandbox: f"secret of {sandbox.session_guid}", "a certificate"
+)
+
+
+def variables(
+    *image: tuple[str, str], hosting: Hosting | None = None, guid: str | None = "session-guid", **definition: str
+) -> dict[str, str]:
     parsed = parse_definition({"kind": "hosted", "image": "a:1", "environment_variables": definition})
     version = Version(1, AGENT, 3, parsed, {}, None, VersionStatus.ACTIVE, None, None, None, 0)
     pairs = sandbox_environment(
@@ -16,7 +23,8 @@ def variables(*image: tuple[str, str], **definition: str) -> dict[str, str]:
         project_endpoint="https://localhost:8443/api/projects/default",
         tenant="tenant",
         session_id="sess_1",
-        session_guid="session-guid",
+        session_guid=guid,
+        hosting=hosting,
     )
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
@@ -58,4 +66,28 @@ def test_the_platform_beats_both() -> None:
 def test_reports_to_a_vendor_are_off_unless_asked_for() -> None:
     name = "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL"
     assert variables()[name] == "true"
-    assert variables(**{name: "false"})[name] == "false"
+    assert variables(APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL="false")[name] == "false"
+
+
+def test_a_hosted_agent_is_told_how_to_call_the_platform() -> None:
+    added = variables(hosting=HOSTING).items() - variables().items()
+    assert dict(added) == {
+        "FOUNDRY_HOSTING_ENVIRONMENT": "cupola",
+        "IDENTITY_ENDPOINT": "https://localhost:8443/msi/token",
+        "IDENTITY_HEADER": "secret of session-guid",
+        "SSL_CERT_FILE": "/etc/cupola-authorities.pem",
+        "REQUESTS_CA_BUNDLE": "/etc/cupola-authorities.pem",
+    }
+
+
+def test_a_sandbox_made_ahead_has_no_secret_of_a_session() -> None:
+    found = variables(hosting=HOSTING, guid=None)
+    assert "IDENTITY_HEADER" not in found
+    assert found["IDENTITY_ENDPOINT"] == HOSTING.token_endpoint
+
+
+def test_whom_a_hosted_agent_trusts_is_for_its_definition_to_say() -> None:
+    image = (("SSL_CERT_FILE", "/image.pem"), ("IDENTITY_HEADER", "mine"))
+    assert variables(*image, hosting=HOSTING)["SSL_CERT_FILE"] == "/etc/cupola-authorities.pem"
+    own = variables(*image, hosting=HOSTING, SSL_CERT_FILE="/mine.pem")
+    assert (own["SSL_CERT_FILE"], own["IDENTITY_HEADER"]) == ("/mine.pem", "secret of session-guid")

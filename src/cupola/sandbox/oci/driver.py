@@ -32,6 +32,7 @@ from cupola.sandbox.base import (
     unbroken,
 )
 from cupola.sandbox.oci import linux, process
+from cupola.sandbox.oci.authorities import Authorities
 from cupola.sandbox.oci.cgroup import ControlGroups, Hierarchies, find_hierarchies
 from cupola.sandbox.oci.delegation import enforceable
 from cupola.sandbox.oci.disk import Disk
@@ -96,6 +97,7 @@ class OciDriver(Driver):
         self._run = run
         self._bundles = run / "bundles"
         self._state = run / STATE
+        self._authorities = Authorities(run)
         self._reach = run / "reach"
         self._data = data
         self._installation = installation
@@ -294,12 +296,24 @@ class OciDriver(Driver):
         resolver = bundle / "resolv.conf"
         resolver.write_text("nameserver 127.0.0.1\n")
         resolver.chmod(0o644)
+        authorities = self._authorities.file(spec.authority) if spec.authority else None
         mount_overlay(spec.layers, writable / "upper", writable / "work", root)
         group = self._groups.path(spec.name)
         if self._rootless:
             home, files = bring_within_reach(self._reach, spec.name, home, files)
         config = runtime_config(
-            spec, root, hosts, resolver, home, files, group, network.path, user, self._controllers, self._ids
+            spec,
+            root,
+            hosts,
+            resolver,
+            authorities,
+            home,
+            files,
+            group,
+            network.path,
+            user,
+            self._controllers,
+            self._ids,
         )
         (bundle / "config.json").write_text(json.dumps(config))
         return owner

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cupola.sandbox.base import MIB, SandboxError, SandboxSpec
+from cupola.sandbox.base import AUTHORITIES, MIB, SandboxError, SandboxSpec
 from cupola.sandbox.oci import seccomp
 
 CAPABILITIES = (
@@ -61,6 +61,7 @@ def runtime_config(
     root: Path,
     hosts: Path,
     resolver: Path,
+    authorities: Path | None,
     home: Path,
     files: Path,
     cgroup: str,
@@ -69,10 +70,11 @@ def runtime_config(
     controllers: frozenset[str] = CONTROLLERS,
     ids: int | None = None,
 ) -> dict[str, Any]:
-    """The whole configuration. `root` is the mounted root, `hosts` and `resolver` are files that become `/etc/hosts` and
-    `/etc/resolv.conf`, `home` and `files` are the host's directories for what the specification names so, `network` is
-    the path of a network namespace. `controllers` are those of CONTROLLERS that can be used. With `ids`, the
-    sandbox has a user namespace of its own, in which so many ids are those from FIRST_ID on of this one."""
+    """The whole configuration. `root` is the mounted root, `hosts`, `resolver` and `authorities` are files that become
+    `/etc/hosts`, `/etc/resolv.conf` and, if there is one, `AUTHORITIES`; `home` and `files` are the host's directories for
+    what the specification names so; `network` is the path of a network namespace. `controllers` are those of CONTROLLERS
+    that can be used. With `ids`, the sandbox has a user namespace of its own, in which so many ids are those from FIRST_ID
+    on of this one."""
     open_files = open_files_limit()
     capabilities = list(CAPABILITIES)
     return {
@@ -108,6 +110,7 @@ def runtime_config(
             _SYSFS if ids is None else _HOST_SYS,
             _bind(hosts, "/etc/hosts", "ro"),
             _bind(resolver, "/etc/resolv.conf", "ro"),
+            *([] if authorities is None else [_bind(authorities, AUTHORITIES, "ro")]),
             _bind(home, HOME, "rw"),
             _bind(files, FILES, "rw"),
         ],

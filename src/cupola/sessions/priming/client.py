@@ -12,13 +12,13 @@ from typing import Annotated
 
 import msgspec
 
+from cupola.sessions.environment import SESSION_VARIABLES
 from cupola.sessions.priming.entry_point import EntryPoint
 from cupola.sessions.priming.plan import MODULE_LIMIT, Imported, Plan, Recording
 
 FRAME_LIMIT = 1024 * 1024
 RECORDING_LIMIT = 16 * 1024 * 1024
 READ_SIZE = 64 * 1024
-SESSION_VARIABLES = ("FOUNDRY_AGENT_SESSION_ID", "FOUNDRY_AGENT_SESSION_GUID")
 
 _FILE_NAME = "<frozen importlib._bootstrap>"
 """Of the programs inside: tracebacks of failed imports leave such frames out, and warnings pass them over."""
