@@ -31,9 +31,10 @@ async def told(noted: Noted, caller: Caller, session: str | None = None, headers
     path = "/api/projects/default/agents/echo/endpoint/protocols/openai/responses"
     answer = await caller.call("POST", path, body, headers)
     assert answer.status == 200, answer.body
-    found = [
+    of_platform = [
         (name.decode(), value.decode()) for name, value in noted.requests[-1].headers if name.startswith(b"x-agent")
     ]
+    found = [header for header in of_platform if header[0] != "x-agent-response-id"]
     assert [name for name, _ in found] == [USER, CALL]
     return found[0][1], found[1][1]
 
