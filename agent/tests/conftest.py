@@ -27,6 +27,14 @@ class RunningAgent:
 StartAgent = Callable[..., RunningAgent]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Agents keep their state below the home directory: not in that of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture
 def free_port() -> int:
     with closing(socket.socket()) as probe:
