@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -123,7 +124,7 @@ def said(response: dict[str, Any]) -> str:
 
 def test_the_history_of_an_official_container_is_kept_by_the_platform(http: httpx2.Client) -> None:
     first = ask(http, "one")
-    second = ask(http, "two", previous_response_id=first["id"])
+    second = ask(http, "two", previous_response_id=first["id"], agent_session_id="another-session")
     assert said(second) == "one | one | two"
     assert second["agent_session_id"] != first["agent_session_id"]
     third = ask(http, "three", previous_response_id=second["id"], agent_session_id=first["agent_session_id"])
@@ -148,8 +149,8 @@ def test_other_starts_and_another_library_do_the_same(
         first = ask(http, "one")
         body = {"input": "two", "model": "any", "previous_response_id": first["id"]}
         end = time.monotonic() + DEADLINE
-        while True:
-            second = http.post(PATH, json=body)
+        for number in itertools.count():
+            second = http.post(PATH, json={**body, "agent_session_id": f"another-session-{number}"})
             assert said(second.json()) == "one | one | two"
             if not primed or 'desc="primed"' in second.headers["server-timing"]:
                 break
