@@ -10,7 +10,7 @@ import pytest
 
 from agent.tests.blackbox.agents.script import CITATION, ITEMS
 from agent.tests.blackbox.expectations import check_events, check_response
-from agent.tests.blackbox.turns import BACKGROUND_STREAM, MODES, STREAM, STREAM_UNSTORED, SYNC, Mode, asked
+from agent.tests.blackbox.turns import BACKGROUND_STREAM, MODES, STREAM, STREAM_UNSTORED, SYNC, Mode, asked, eventually
 from agent.tests.blackbox.wire import Client, Event, partition_of
 
 START = ("created", "in_progress")
@@ -267,9 +267,14 @@ def test_a_handler_that_raises_before_it_gave_anything(client: Client, mode: Mod
 
 
 def asked_state(client: Client, response_id: str) -> Any:
-    answer = client.get(f"/responses/{response_id}")
-    assert answer.status == 200
-    return answer.json
+    """The response once it has ended."""
+
+    def look() -> Any:
+        answer = client.get(f"/responses/{response_id}")
+        assert answer.status == 200
+        return None if answer.json["status"] in ("queued", "in_progress") else answer.json
+
+    return eventually(look, f"{response_id} ends")
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
