@@ -38,14 +38,6 @@ MASKED_OF_HOST_SYS = (
     "/sys/kernel/security", "/sys/kernel/tracing",
 )  # fmt: skip
 """What is mounted there on the host, and shows where the host's `/sys` does."""
-_SYSFS = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}
-_HOST_SYS = {
-    "destination": "/sys",
-    "type": "none",
-    "source": "/sys",
-    "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
-}
-"""A user namespace may mount no other than that of the namespace which its network belongs to."""
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 LIMITS = frozenset({"memory", "pids", "cpu"})
 """The controllers of control groups that hold a sandbox to its limits."""
@@ -107,7 +99,7 @@ def runtime_config(
              "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
             {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
              "options": ["nosuid", "noexec", "nodev"]},
-            _SYSFS if ids is None else _HOST_SYS,
+            _sys(of_host=ids is not None),
             _bind(hosts, "/etc/hosts", "ro"),
             _bind(resolver, "/etc/resolv.conf", "ro"),
             *([] if authorities is None else [_bind(authorities, AUTHORITIES, "ro")]),
@@ -130,6 +122,13 @@ def runtime_config(
             "readonlyPaths": list(READ_ONLY),
         },
     }  # fmt: skip
+
+
+def _sys(*, of_host: bool) -> dict[str, Any]:
+    """`/sys`. A user namespace may mount no other than that of the namespace which its network belongs to."""
+    kind, source, bind = ("none", "/sys", ["rbind"]) if of_host else ("sysfs", "sysfs", [])
+    options = [*bind, "nosuid", "noexec", "nodev", "ro"]
+    return {"destination": "/sys", "type": kind, "source": source, "options": options}
 
 
 def _resources(spec: SandboxSpec) -> dict[str, Any]:
