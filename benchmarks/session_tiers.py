@@ -138,6 +138,10 @@ class Tiers:
         timing = answer.headers["server-timing"]
         return 1000 * took, answer.headers["x-agent-session-id"], re.findall(r'tier;desc="(\w+)"', timing)[0]
 
+    def reconnect(self) -> None:
+        """The server closes connections that were not used for a while: the next request makes another."""
+        self._connection.close()
+
     def new_id(self) -> str:
         return f"session-{next(self._numbers)}"
 
@@ -234,6 +238,8 @@ def measure(agent: Agent, folder: Path, engine: Docker | None, *, quick: bool) -
     }  # fmt: skip
     repetitions = 20 if quick else 200
     for kind, samples in kinds.items():
+        for platform_tiers in (tiers, cold):
+            platform_tiers.reconnect()
         times = samples()
         next(times)
         rows[kind] = Row.of(kind, [next(times) for _ in range(repetitions)])
