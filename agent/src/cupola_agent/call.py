@@ -1,6 +1,6 @@
 """Who the current call is made for: what stores and the platform need to know about a caller (contract section 3.1)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -17,6 +17,11 @@ class Caller:
     user_id: str = ""
     call_id: str = ""
     request_id: str = ""
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str], request_id: str) -> "Caller":
+        """Who the headers of a call say it is made for."""
+        return cls(headers.get("x-agent-user-id", ""), headers.get("x-agent-foundry-call-id", ""), request_id)
 
 
 _NOBODY = Caller()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cupola_agent import jsons
+from cupola_agent.call import Caller
 from cupola_agent.exchange import Exchange
 
 Header = tuple[bytes, bytes]
@@ -52,12 +53,8 @@ class Call:
         return parsed_query(self.exchange.query_string)
 
     @property
-    def user_id(self) -> str:
-        return self.exchange.headers.get("x-agent-user-id", "")
-
-    @property
-    def call_id(self) -> str:
-        return self.exchange.headers.get("x-agent-foundry-call-id", "")
+    def caller(self) -> Caller:
+        return Caller.of(self.exchange.headers, self.request_id)
 
     def start(self, status: int, *headers: Header) -> None:
         """Begins a streamed answer."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cupola_agent import ids, jsons
-from cupola_agent.call import Caller, call_scope
+from cupola_agent.call import call_scope
 from cupola_agent.context import InvocationContext
 from cupola_agent.environment import Environment
 from cupola_agent.errors import SOURCE_HEADER
@@ -138,7 +138,7 @@ async def _run(
         return _error(413, "request_too_large", "The body of the request is too large.").with_headers(*headers)
     arguments = {"request": request, "context": context, "stream": exchange.chunks() if takes_stream else None}
     try:
-        with call_scope(Caller(call.user_id, call.call_id, call.request_id)), _while_the_client_is_there(exchange):
+        with call_scope(call.caller), _while_the_client_is_there(exchange):
             result = result_of(await handler.call({name: arguments[name] for name in handler.names}))
             if isinstance(result, Answer):
                 return result.with_headers(*headers)

@@ -95,7 +95,7 @@ async def talk(handler: Handler, socket: Socket, request_id: str, session_id: st
     began = monotonic()
     add_log_fields(session_id=session_id)
     headers = socket.headers
-    caller = Caller(headers.get("x-agent-user-id", ""), headers.get("x-agent-foundry-call-id", ""), request_id)
+    caller = Caller.of(headers, request_id)
     context = CallContext(request_id, session_id, headers)
     websocket = WebSocket(socket)
     arguments = {"socket": websocket, "context": context}

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cupola_agent import ids, jsons
-from cupola_agent.call import Caller
 from cupola_agent.errors import ApiError, invalid_request
 from cupola_agent.handlers import Handler
 from cupola_agent.http import Answer, Call
@@ -68,7 +67,7 @@ class Compaction:
     async def _history(self, previous: str | None, call: Call) -> Sequence[Json]:
         if not previous:
             return ()
-        caller = Caller(call.user_id, call.call_id, call.request_id)
+        caller = call.caller
         try:
             item_ids = await self._store.history_item_ids(caller, previous_response_id=previous, conversation_id=None)
             found = await self._store.items(item_ids, caller)

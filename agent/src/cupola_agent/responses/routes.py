@@ -1,10 +1,8 @@
 """The routes below `/responses` over HTTP (contract sections 4.1 to 4.10)."""
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from cupola_agent import ids, jsons
-from cupola_agent.call import Caller
 from cupola_agent.environment import Environment
 from cupola_agent.errors import ApiError, handler_failed, invalid_request
 from cupola_agent.exchange import ClientDisconnectedError
@@ -27,8 +25,6 @@ _SSE_HEADERS: tuple[Header, ...] = (
 )
 _MAX_ITEMS = 100
 _USUAL_ITEMS = 20
-
-logger = logging.getLogger("cupola_agent")
 
 
 class ResponseRoutes:
@@ -74,7 +70,7 @@ class ResponseRoutes:
             in_session = _session_headers(session_id)
             add_log_fields(response_id=response_id, session_id=session_id)
             query = call.query if call.exchange.query_string else {}
-            asked = Asked(fields, response_id, chosen, session_id, _caller(call), call.headers, query)
+            asked = Asked(fields, response_id, chosen, session_id, call.caller, call.headers, query)
             stream = bool(fields.get("stream"))
             turn = await self._responses.begin(asked, events=stream)
             if turn.background:
@@ -120,24 +116,24 @@ class ResponseRoutes:
     async def _get(self, call: Call, response_id: str) -> Answer | None:
         query = call.query
         if query.get("stream") != "true":
-            return Answer.json(200, jsons.encode(await self._operations.get(response_id, _caller(call))))
-        log = await self._operations.replay(response_id, _caller(call))
+            return Answer.json(200, jsons.encode(await self._operations.get(response_id, call.caller)))
+        log = await self._operations.replay(response_id, call.caller)
         number = _starting_number(query.get("starting_after"))
         await self._stream(call, log, number, self._in_session, only_reader=False)
         return None
 
     async def _delete(self, call: Call, response_id: str) -> Answer:
-        await self._operations.delete(response_id, _caller(call))
+        await self._operations.delete(response_id, call.caller)
         return Answer.json(200, jsons.encode({"id": response_id, "object": "response", "deleted": True}))
 
     async def _cancel(self, call: Call, response_id: str) -> Answer:
-        return Answer.json(200, jsons.encode(await self._operations.cancel(response_id, _caller(call))))
+        return Answer.json(200, jsons.encode(await self._operations.cancel(response_id, call.caller)))
 
     async def _input_items(self, call: Call, response_id: str) -> Answer:
         query = call.query
         items, has_more = await self._operations.input_items(
             response_id,
-            _caller(call),
+            call.caller,
             limit=_limit(query.get("limit")),
             ascending=_ascending(query.get("order")),
             after=query.get("after"),
@@ -148,10 +144,6 @@ class ResponseRoutes:
 
 def _session_headers(session_id: str) -> tuple[Header, ...]:
     return ((b"x-agent-session-id", session_id.encode("latin-1")),) if session_id else ()
-
-
-def _caller(call: Call) -> Caller:
-    return Caller(call.user_id, call.call_id, call.request_id)
 
 
 def _response_id(call: Call) -> str:

@@ -5,7 +5,6 @@ continued on it even when they are not stored.
 """
 
 import asyncio
-import logging
 from collections import OrderedDict
 from contextlib import suppress
 from typing import Any
@@ -24,8 +23,6 @@ from cupola_agent.responses.turn import Stop, Turn
 
 _WAITING_MESSAGES = 16
 _REMEMBERED = 16
-
-logger = logging.getLogger("cupola_agent")
 
 
 class ResponseSocket:
@@ -79,9 +76,7 @@ class ResponseSocket:
         response_id, chosen = self._responses.identify(fields, {})
         session_id = self._responses.session_of(fields)
         add_log_fields(response_id=response_id, session_id=session_id)
-        caller = Caller(
-            headers.get("x-agent-user-id", ""), headers.get("x-agent-foundry-call-id", ""), self._request_id
-        )
+        caller = Caller.of(headers, self._request_id)
         asked = Asked(fields, response_id, chosen, session_id, caller, headers, query)
         previous = fields.get("previous_response_id")
         try:
